@@ -1,0 +1,149 @@
+"""The config of a training run: one tree of defaults, and how the command line changes it."""
+
+import difflib
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lmnoise.errors import UserError
+
+
+def default_config() -> ConfigDict:
+    """All keys of a run, with their defaults. Files under `configs/` change some of them.
+
+    `members` holds the axes of the population: the run trains the product of its tuples.
+    """
+    config = ConfigDict()
+    config.data = ConfigDict(
+        dict(
+            source="sotu",  # a corpus that `python -m lmnoise.data prepare` knows, or a path
+            tokenizer="bpe:1024@sotu",
+            data_dir="data",
+            length=128,  # tokens a window
+            evaluate=("sotu",),  # corpora whose held-out text is evaluated
+            evaluate_split="validation",
+            evaluate_windows=64,  # of each corpus; 0 for all
+        )
+    )
+    config.noise = ConfigDict(
+        dict(
+            budget="total",  # "total": noise replaces clean rows; "clean": it comes on top
+            source="",  # corpus of kind "stream": another language, or "sotu+markup"
+            gaussian_std=0.0,  # of kind "gaussian"; 0 is vocab_size / 8
+        )
+    )
+    config.members = ConfigDict(
+        dict(
+            seed=(0,),
+            kind=("uniform",),
+            rate=(0.0,),
+            learning_rate=(1e-3,),
+            weight_decay=(0.1,),
+        )
+    )
+    config.model = ConfigDict(
+        dict(
+            family="gpt2",
+            layers=4,
+            width=128,
+            heads=4,
+            kv_heads=4,  # llama only
+            mlp_width=512,
+            bias=True,  # gpt2 only
+            tied=True,
+            vocab_size=0,  # 0: the tokenizer's; larger pads the table
+            rope_theta=10_000.0,  # llama only
+            dtype="float32",
+            layers_as="auto",
+            attention="auto",
+            remat=False,
+            logits_chunk=4096,
+        )
+    )
+    config.optimizer = ConfigDict(
+        dict(
+            schedule="cosine",
+            warmup_fraction=0.1,
+            decay_fraction=0.2,
+            final_fraction=0.1,
+            cycle_steps=0,
+            b1=0.9,
+            b2=0.95,
+            epsilon=1e-8,
+            clip_norm=1.0,
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            steps=1000,
+            batch_size=16,
+            accumulate=1,
+            log_every=50,
+            evaluate_every=0,
+            checkpoint_every=500,
+            keep=2,
+            keep_every=0,
+            steps_per_dispatch=10,
+            members_at_once=0,  # 0: what suits the backend
+        )
+    )
+    config.spikes = ConfigDict(dict(threshold=0.0, window=100, skip=2, max_rollbacks=3))
+    config.mesh = ConfigDict(dict(member=1, data=0, model=1))
+    return config
+
+
+def preset(name: str | None, presets: dict[str, Callable[[], ConfigDict]]) -> ConfigDict:
+    """The config of a preset; a name that is not there is a UserError that lists them."""
+    if name not in presets:
+        raise UserError(f"the preset {name!r} is not one of {', '.join(presets)}")
+    return presets[name]()
+
+
+def parse(argv: list[str] | None = None) -> flags.FlagValues:
+    """Parses the command line, `--config` and its overrides included.
+
+    Raises:
+      UserError: an unknown flag or config key (with the nearest name), a value of the wrong
+        type, a config file that is missing.
+    """
+    argv = sys.argv if argv is None else argv
+    try:
+        rest = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            if name == "config":
+                flags.FLAGS.config.keys()
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(_sentence(error, argv)) from error
+    except (FileNotFoundError, IOError) as error:
+        raise UserError(f"{error}: name a config file, such as configs/noise.py:demo") from error
+    if len(rest) > 1:
+        raise UserError(f"what is {rest[1]!r}? Arguments have the form --name=value")
+    return flags.FLAGS
+
+
+def define_config_flag() -> None:
+    """Defines `--config=FILE:PRESET`."""
+    config_flags.DEFINE_config_file("config", None, "a file under configs/, as FILE:PRESET")
+    flags.mark_flag_as_required("config")
+
+
+def _sentence(error: Exception, argv: list[str]) -> str:
+    """What went wrong, on one line, with the nearest key for one that does not exist."""
+    known = dict(_keys(default_config()))
+    for argument in argv[1:]:
+        key = argument.lstrip("-").split("=")[0]
+        if key.startswith("config.") and key.removeprefix("config.") not in known:
+            near = difflib.get_close_matches(key, [f"config.{k}" for k in known], n=1, cutoff=0.5)
+            hint = f": did you mean {near[0]}?" if near else ""
+            return f"there is no config key {key}{hint}"
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def _keys(config: ConfigDict, prefix: str = ""):
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,1 @@
+"""Where batches come from: corpora, tokenizers, packed tokens, corruption and streams."""

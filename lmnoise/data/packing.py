@@ -1,0 +1,268 @@
+"""Corpora as flat token files: tokenised once, read through memory maps ever after.
+
+A prepared corpus is the folder `<data_dir>/packed/<corpus>/<tokenizer>/` with, for each split,
+`<split>.tokens` (little-endian uint16, or uint32 for more than 65,536 tokens; every document
+followed by the separator), `<split>.ends.npy` (int64, where each document ends, separator
+included), `<split>.bytes.npy` (int64, UTF-8 bytes of each document), `<split>.ids.jsonl` (one
+JSON string a document), and `meta.json`, written last.
+"""
+
+import array
+import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lmnoise.data import user_files
+from lmnoise.data.corpora import Corpus, open_corpus
+from lmnoise.data.files import atomic_folder, locked
+from lmnoise.data.names import CorpusName, Document
+from lmnoise.data.splits import SPLITS
+from lmnoise.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_slug
+from lmnoise.errors import UserError
+
+FORMAT = 1
+_CHUNK_CHARACTERS = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """One split of a prepared corpus.
+
+    tokens: (T,) uint16 or uint32 memory map. ends: (documents,) int64, the offset in `tokens`
+    one past each document's separator. bytes: (documents,) int64, UTF-8 bytes of the text.
+    """
+
+    name: str
+    split: str
+    tokens: np.ndarray
+    ends: np.ndarray
+    bytes: np.ndarray
+    vocab_size: int
+    eos_id: int
+    tokenizer_fingerprint: str
+    meta: dict[str, Any]
+    folder: Path | None = None
+
+    def __reduce__(self):
+        # A worker process maps the file again; pickling the map would copy the whole corpus.
+        if self.folder is None:
+            return super().__reduce__()
+        return _open_folder, (self.folder, self.split)
+
+    def ids(self) -> list[str]:
+        """The document ids, in the order of `ends`."""
+        lines = (self.folder / f"{self.split}.ids.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in lines.splitlines()]
+
+
+def packed_folder(name: str, *, data_dir: Path | str, tokenizer: str) -> Path:
+    """Where the prepared corpus `name` under the tokenizer `tokenizer` lies."""
+    return Path(data_dir) / "packed" / CorpusName.parse(name).slug / tokenizer_slug(tokenizer)
+
+
+def open_packed(name: str, split: str, *, data_dir: Path | str, tokenizer: str) -> Packed:
+    """One split of a corpus that `prepare` has packed.
+
+    Raises UserError if the corpus is not prepared, half-prepared, or damaged.
+    """
+    folder = packed_folder(name, data_dir=data_dir, tokenizer=tokenizer)
+    command = f"python -m lmnoise.data prepare {name} --data_dir={data_dir} --tokenizer={tokenizer}"
+    if not folder.exists():
+        raise UserError(f"{name} is not prepared with the tokenizer {tokenizer}: run `{command}`")
+    if not (folder / "meta.json").exists():
+        raise UserError(f"{folder} is half-prepared (it has no meta.json): run `{command}`")
+    return _open_folder(folder, split)
+
+
+def _open_folder(folder: Path, split: str) -> Packed:
+    meta = read_meta(folder)
+    if split not in meta["splits"]:
+        raise UserError(f"{meta['corpus']} has no split {split!r}: choose {', '.join(SPLITS)}")
+    expected = meta["splits"][split]
+    file = folder / f"{split}.tokens"
+    dtype = np.dtype(meta["dtype"])
+    size = file.stat().st_size if file.exists() else 0
+    if size != expected["tokens"] * dtype.itemsize:
+        raise UserError(
+            f"{file} has {size} bytes where meta.json says {expected['tokens'] * dtype.itemsize}: "
+            f"remove {folder} and prepare {meta['corpus']} again"
+        )
+    if expected["largest_token"] >= meta["vocab_size"]:
+        raise UserError(
+            f"{file} holds the token {expected['largest_token']}, but the vocabulary has "
+            f"{meta['vocab_size']}: remove {folder} and prepare {meta['corpus']} again"
+        )
+    return Packed(
+        name=meta["corpus"],
+        split=split,
+        tokens=np.memmap(file, dtype, mode="r"),
+        ends=_load_array(folder / f"{split}.ends.npy", expected["documents"]),
+        bytes=_load_array(folder / f"{split}.bytes.npy", expected["documents"]),
+        vocab_size=meta["vocab_size"],
+        eos_id=meta["eos_id"],
+        tokenizer_fingerprint=meta["tokenizer"]["fingerprint"],
+        meta=meta,
+        folder=folder,
+    )
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The `meta.json` of a prepared folder; UserError if it cannot be read."""
+    file = folder / "meta.json"
+    remedy = f"remove {folder} and prepare the corpus again"
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file} ({error}): {remedy}") from None
+    if meta.get("format") != FORMAT:
+        raise UserError(f"{file} is of another version of lmnoise: {remedy}")
+    return meta
+
+
+def _load_array(file: Path, documents: int) -> np.ndarray:
+    try:
+        loaded = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        loaded = np.zeros(0)
+    if loaded.shape != (documents,):
+        raise UserError(
+            f"{file} is damaged (meta.json says {documents} documents): "
+            f"remove {file.parent} and prepare the corpus again"
+        )
+    return loaded
+
+
+def prepare(
+    name: str, *, data_dir: Path | str, tokenizer: str, on_decode_error: str = "error"
+) -> dict[str, Any]:
+    """Tokenises every split of a corpus and returns its `meta.json`; a second call does nothing.
+
+    `name` may end in a text corruption (`sotu+markup`): the same documents in the same splits,
+    corrupted before they are tokenised. `on_decode_error` says what to do with a user's file that
+    is not UTF-8: 'error', 'skip' (the document) or 'replace' (the bytes, by U+FFFD).
+    Raises UserError for an unknown or empty corpus, an unreadable file, or a corpus that was
+    prepared from other files or with other options; nothing is left behind then.
+    """
+    data_dir = Path(data_dir)
+    corpus_name = CorpusName.parse(name)
+    folder = packed_folder(name, data_dir=data_dir, tokenizer=tokenizer)
+    with locked(folder):
+        encoder = load_tokenizer(tokenizer, data_dir)
+        head = {
+            "format": FORMAT,
+            "corpus": name,
+            "tokenizer": {"spec": tokenizer, "fingerprint": encoder.fingerprint},
+            "vocab_size": encoder.vocab_size,
+            "eos_id": encoder.eos_id,
+            "dtype": _dtype(encoder.vocab_size).str,
+            "on_decode_error": on_decode_error,
+        }
+        if (folder / "meta.json").exists():
+            return _already_prepared(folder, corpus_name, head)
+        corpus = open_corpus(corpus_name.base, data_dir, on_decode_error)
+        with atomic_folder(folder) as temporary:
+            splits = _write_splits(temporary, corpus, corpus_name, encoder)
+            meta = head | {
+                "source": corpus.provenance,
+                "counts": dict(corpus.counts),
+                "splits": splits,
+                "prepared": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            }
+            (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    return meta
+
+
+def _already_prepared(folder: Path, name: CorpusName, head: dict[str, Any]) -> dict[str, Any]:
+    meta = read_meta(folder)
+    changed = [key for key in ("tokenizer", "on_decode_error") if meta[key] != head[key]]
+    if name.is_path and user_files.fingerprint(name.base) != meta["source"]["fingerprint"]:
+        changed.append("files")
+    if changed:
+        raise UserError(
+            f"{folder} was prepared with another {' and other '.join(changed)}: "
+            "remove that folder to prepare it again"
+        )
+    print(f"{meta['corpus']} is already prepared in {folder}")
+    return meta
+
+
+class _Writer:
+    """Appends documents to the files of one split."""
+
+    def __init__(self, folder: Path, split: str, encoder: Tokenizer):
+        self._folder, self._split, self._encoder = folder, split, encoder
+        self._dtype = _dtype(encoder.vocab_size)
+        self._tokens = open(folder / f"{split}.tokens", "wb")
+        self._ids = open(folder / f"{split}.ids.jsonl", "w", encoding="utf-8")
+        self._digest = hashlib.sha256()
+        self._ends, self._bytes = array.array("q"), array.array("q")
+        self._largest = encoder.eos_id
+
+    def write(self, document: Document, token_ids: list[int]) -> None:
+        token_ids.append(self._encoder.eos_id)
+        self._largest = max(self._largest, max(token_ids))
+        content = np.array(token_ids, self._dtype).tobytes()
+        self._tokens.write(content)
+        self._digest.update(content)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(token_ids))
+        self._bytes.append(len(document.text.encode()))
+        self._ids.write(json.dumps(document.id) + "\n")
+
+    def close(self) -> dict[str, Any]:
+        """Finishes the files and returns the split's entry of `meta.json`."""
+        self._tokens.close()
+        self._ids.close()
+        for kind, values in (("ends", self._ends), ("bytes", self._bytes)):
+            np.save(self._folder / f"{self._split}.{kind}.npy", np.array(values, np.int64))
+        return {
+            "documents": len(self._ends),
+            "tokens": self._ends[-1] if self._ends else 0,
+            "bytes": sum(self._bytes),
+            "largest_token": self._largest,
+            "sha256": self._digest.hexdigest(),
+        }
+
+
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def _write_splits(
+    folder: Path, corpus: Corpus, name: CorpusName, encoder: Tokenizer
+) -> dict[str, Any]:
+    writers = {split: _Writer(folder, split, encoder) for split in SPLITS}
+    progress = tqdm(desc=f"prepare {name}", unit="B", unit_scale=True, disable=None)
+    for chunk in _chunks(corpus.documents(), name):
+        for (split, document), ids in zip(chunk, encoder.encode_batch([d.text for _, d in chunk])):
+            writers[split].write(document, ids)
+            progress.update(len(document.text))
+    progress.close()
+    entries = {split: writer.close() for split, writer in writers.items()}
+    for split, entry in entries.items():
+        if not entry["documents"]:
+            raise UserError(
+                f"the {split} split of {name} is empty: the corpus needs more documents"
+            )
+    return entries
+
+
+def _chunks(
+    documents: Iterator[tuple[str, Document]], name: CorpusName
+) -> Iterator[list[tuple[str, Document]]]:
+    """Groups of documents of about `_CHUNK_CHARACTERS`, corrupted as `name` says."""
+    chunk, characters = [], 0
+    for split, document in documents:
+        chunk.append((split, document._replace(text=name.corrupt(document))))
+        characters += len(document.text)
+        if characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,1 @@
+"""What is measured on given parameters: `probe(params, batch, key) -> {metric: value}`."""

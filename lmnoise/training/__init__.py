@@ -1,0 +1,1 @@
+"""How parameters move: knows a loss function, never a model."""

@@ -1,0 +1,293 @@
+"""The training loop: dispatches, logs, evaluates, saves, rolls back, stops and resumes.
+
+The device never waits for the host: metrics are read one dispatch late, and the next batches
+are staged while the current ones are computed.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lmnoise.errors import UserError
+from lmnoise.training.checkpoint import Checkpoints
+from lmnoise.training.hardware import peak_flops
+from lmnoise.training.metrics import MetricsWriter
+from lmnoise.training.population import Population, mean
+from lmnoise.training.spikes import SpikeConfig, SpikeDetector, data_index
+from lmnoise.training.step import TrainState
+
+type Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """Lengths and intervals in steps.
+
+    `steps_per_dispatch` is an upper limit: the largest number that divides every interval is
+    taken, so that one program serves the whole run. An interval of 0 means only at the end.
+    """
+
+    steps: int
+    log_every: int = 50
+    evaluate_every: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+    keep_every: int = 0
+    steps_per_dispatch: int = 10
+    spikes: SpikeConfig = SpikeConfig()
+
+    @property
+    def dispatch(self) -> int:
+        """Steps a dispatch."""
+        common = math.gcd(self.steps, self.log_every, self.evaluate_every, self.checkpoint_every)
+        limit = max(1, min(self.steps_per_dispatch, common))
+        return max(k for k in range(1, limit + 1) if common % k == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one step of the whole population costs, for rates: tokens and FLOPs."""
+
+    tokens: int
+    flops: float
+
+
+def fit(
+    population: Population,
+    batches: Callable[[int], dict[str, np.ndarray]],
+    config: LoopConfig,
+    *,
+    workdir: Path,
+    evaluate: Callable[[Any], Rows],
+    cost: Cost,
+    title: str = "train",
+) -> TrainState | None:
+    """Trains to the end, from the last checkpoint of the work directory if there is one.
+
+    Args:
+      population: compiled steps and states.
+      batches: this process's rows of batch k, for any k.
+      config: lengths and intervals.
+      workdir: checkpoints, metrics and skipped batches live here.
+      evaluate: the population's parameters to rows for the metrics, each with `member`.
+      cost: for tokens/s and MFU.
+      title: of the progress bar.
+
+    Returns:
+      The final states, or None if SIGTERM or SIGINT stopped the run after saving it.
+
+    Raises:
+      UserError: the loss kept failing after `max_rollbacks` rollbacks, or the disk is full.
+    """
+    run = _Run(population, batches, config, workdir, evaluate, cost, title)
+    with _StopSignals() as stop:
+        try:
+            return run.until_done(stop)
+        finally:
+            run.close()
+
+
+class _Run:
+    """The moving parts of one call of `fit`."""
+
+    def __init__(self, population, batches, config, workdir, evaluate, cost, title):
+        self.population, self.batches, self.config = population, batches, config
+        self.workdir, self.evaluate, self.cost = workdir, evaluate, cost
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints", keep=config.keep, keep_every=config.keep_every
+        )
+        self.skipped: list[int] = _read_json(workdir / "skipped.json", [])
+        self.rollbacks = 0
+        self._restore()
+        self.metrics = MetricsWriter(workdir, self.step)
+        self.bar = tqdm(total=config.steps, initial=self.step, desc=title, unit="step")
+        self.clock = (time.perf_counter(), self.step)
+
+    def close(self):
+        self.bar.close()
+        self.metrics.close()
+        self.checkpoints.close()
+
+    def until_done(self, stop) -> TrainState | None:
+        config = self.config
+        pending = None
+        with jax.transfer_guard("disallow"):
+            while self.step < config.steps and not stop.requested:
+                staged = self._stage(self.step) if self.staged is None else self.staged
+                started = self.step
+                self.states, metrics = self.population.steps(self.states, staged)
+                self.step += config.dispatch
+                self.staged = self._stage(self.step) if self.step < config.steps else None
+                spike = self._consume(pending)
+                pending = (started, metrics)
+                if spike is None and self._due():
+                    spike, pending = self._consume(pending), None
+                if spike is not None:
+                    self._roll_back(*spike)
+                    pending = None
+                elif self._due():
+                    self._evaluate_and_save()
+            if stop.requested and self.step < config.steps:
+                if self._consume(pending) is None:
+                    self._save()
+                self.checkpoints.wait()
+                return None
+        return self.states
+
+    def _due(self) -> bool:
+        return any(
+            interval and self.step % interval == 0
+            for interval in (
+                self.config.steps,
+                self.config.evaluate_every,
+                self.config.checkpoint_every,
+            )
+        )
+
+    def _stage(self, step: int) -> dict[str, jax.Array]:
+        steps = range(step, step + self.config.dispatch)
+        indices = [data_index(s, self.skipped) for s in steps]
+        return self.population.stage(
+            [self.batches(i) | {"index": np.int32(i)} for i in indices]
+        )
+
+    def _consume(self, pending) -> tuple[int, int] | None:
+        """Reads one dispatch's metrics; returns the (step, member) of a spike, if any."""
+        if pending is None:
+            return None
+        started, on_device = pending
+        metrics = {name: np.asarray(v, np.float64) for name, v in jax.device_get(on_device).items()}
+        losses_MK = metrics["loss"][..., 0] / metrics["loss"][..., 1]
+        spike = self.detector.first_spike(losses_MK)
+        if spike is not None:
+            return started + spike[0], spike[1]
+        for name, pairs_MK2 in metrics.items():
+            self.window[name] = self.window.get(name, 0) + pairs_MK2.sum(1)
+        done = started + self.config.dispatch
+        self._show(done, losses_MK[:, -1])
+        if done % self.config.log_every == 0 or done == self.config.steps:
+            self._log(done)
+        return None
+
+    def _log(self, step: int) -> None:
+        means = {name: mean(pairs_M2[:, None], 1) for name, pairs_M2 in self.window.items()}
+        for member in range(self.population.count):
+            numbers = {name: float(values_M[member]) for name, values_M in means.items()}
+            self._write({"step": step, "member": member} | numbers)
+        self.metrics.flush()
+        self.window = {}
+
+    def _show(self, step: int, losses_M: np.ndarray) -> None:
+        self.bar.update(step - self.bar.n)
+        then, since = self.clock
+        seconds, steps = time.perf_counter() - then, step - since
+        text = f"loss {losses_M.mean():.3f}"
+        if seconds > 0 and steps > 0:
+            text += f", {steps * self.cost.tokens / seconds:,.0f} tokens/s"
+            flops = steps * self.cost.flops / seconds
+            peak = peak_flops()
+            text += f", {flops / 1e12:.3g} TFLOP/s"
+            text += f", MFU {flops / peak:.1%}" if peak else ""
+        self.bar.set_postfix_str(text, refresh=False)
+        if since == step - steps and step - since >= 10 * self.config.dispatch:
+            self.clock = (time.perf_counter(), step)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if jax.process_index() == 0:
+            self.metrics.write(row)
+
+    def _evaluate_and_save(self) -> None:
+        every, end = self.config.evaluate_every, self.step == self.config.steps
+        if end or (every and self.step % every == 0):
+            for row in self.evaluate(self.states.params):
+                self._write({"step": self.step} | row)
+            self.metrics.flush()
+        every = self.config.checkpoint_every
+        if end or (every and self.step % every == 0):
+            self._save()
+
+    def _save(self) -> None:
+        window = {name: pairs_M2.tolist() for name, pairs_M2 in self.window.items()}
+        meta = {"history": self.detector.history, "window": window}
+        with jax.transfer_guard("allow"):
+            self.checkpoints.save(self.step, self.states, meta)
+
+    def _restore(self) -> None:
+        with jax.transfer_guard("allow"):
+            restored = self.checkpoints.restore(self.population.abstract())
+            if restored is None:
+                self.step, self.states, meta = 0, self.population.init(), {}
+            else:
+                self.step, self.states, meta = restored
+        self.detector = SpikeDetector(self.config.spikes, meta.get("history", ()))
+        self.window = {name: np.asarray(v) for name, v in meta.get("window", {}).items()}
+        self.staged = None
+
+    def _roll_back(self, step: int, member: int) -> None:
+        self.rollbacks += 1
+        if self.rollbacks > self.config.spikes.max_rollbacks:
+            raise UserError(
+                f"the loss of member {member} failed again at step {step} after "
+                f"{self.config.spikes.max_rollbacks} rollbacks: lower the learning rate or look at "
+                f"batches {self.skipped} of the data; the last good checkpoint is in "
+                f"{self.checkpoints.folder}"
+            )
+        first = max(0, step - self.config.spikes.skip + 1)
+        bad = [data_index(s, self.skipped) for s in range(first, step + 1)]
+        self.skipped = sorted(self.skipped + bad)
+        _write_json(self.workdir / "skipped.json", self.skipped)
+        self._restore()
+        self.metrics.rewind(self.step)
+        self._write(
+            {
+                "step": self.step,
+                "event": "rollback",
+                "spike_step": step,
+                "spike_member": member,
+                "skipped": bad,
+            }
+        )
+        self.bar.write(f"spike at step {step}: back to step {self.step}, skipping batches {bad}")
+        self.bar.n = self.step
+        self.bar.last_print_n = self.step
+        self.clock = (time.perf_counter(), self.step)
+
+
+class _StopSignals:
+    """Notes SIGTERM and the first SIGINT instead of dying of them."""
+
+    def __enter__(self):
+        self.requested = False
+        self._previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._previous:
+            signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number, frame):
+        self.requested = True
+        # A second signal acts as it would have without us.
+        signal.signal(number, self._previous[number])
+
+    def __exit__(self, *exc):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def _write_json(path: Path, value: Sequence[Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    os.replace(temporary, path)

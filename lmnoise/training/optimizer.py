@@ -1,0 +1,118 @@
+"""AdamW and its schedules, from traced hyper-parameters and tables of path patterns."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from lmnoise import tree
+
+NO_DECAY: tree.Table = ((r"(.*/)?(bias|scale|positions)", False), (r".*", True))
+SCHEDULES = ("cosine", "wsd", "one_cycle", "cyclical", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW after clipping by the global norm.
+
+    Attributes:
+      steps: length of the schedule.
+      schedule: "cosine"; "wsd" (warm-up, stable, linear decay over the last `decay_fraction`);
+        "one_cycle" (arXiv 1506.01186); "cyclical" (a warm-up and a cosine every
+        `cycle_steps`); "constant" after warm-up.
+      warmup_fraction: of the schedule, or of each cycle.
+      final_fraction: of the peak, at the end.
+      clip_norm: largest global norm of the gradient.
+      decay_table: which leaves decay, by path pattern (True or False).
+      learning_rate_table: multiplier of the learning rate by path pattern; None freezes.
+    """
+
+    steps: int
+    schedule: str = "cosine"
+    warmup_fraction: float = 0.1
+    decay_fraction: float = 0.2
+    final_fraction: float = 0.1
+    cycle_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    decay_table: tree.Table = NO_DECAY
+    learning_rate_table: tree.Table = ((r".*", 1.0),)
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {SCHEDULES}, not {self.schedule!r}")
+        if self.schedule == "cyclical" and self.cycle_steps < 1:
+            raise ValueError("schedule 'cyclical' needs cycle_steps >= 1, the steps of an epoch")
+
+
+def schedule(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
+    """The learning rate as a fraction of its peak; step 0 is already above zero."""
+    total = config.cycle_steps if config.schedule == "cyclical" else config.steps
+    warmup = max(1, round(config.warmup_fraction * total))
+    if config.schedule == "one_cycle":
+        base = optax.cosine_onecycle_schedule(total, 1.0, warmup / total)
+    elif config.schedule in ("cosine", "cyclical"):
+        base = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, total, config.final_fraction)
+    else:
+        pieces = [optax.linear_schedule(0.0, 1.0, warmup), optax.constant_schedule(1.0)]
+        boundaries = [warmup]
+        if config.schedule == "wsd":
+            decay = max(1, round(config.decay_fraction * total))
+            pieces.append(optax.linear_schedule(1.0, config.final_fraction, decay))
+            boundaries.append(max(warmup, total - decay))
+        base = optax.join_schedules(pieces, boundaries)
+    if config.schedule == "cyclical":
+        return lambda count: base(count % total + 1)
+    return lambda count: base(count + 1)
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    params: Any,
+    learning_rate: float | jax.Array,
+    weight_decay: float | jax.Array,
+) -> optax.GradientTransformation:
+    """AdamW for parameters of this structure; rate and decay may be traced, one a member.
+
+    Raises:
+      KeyError: a table matches no pattern to some leaf.
+    """
+    multipliers = tree.map_named(
+        lambda name, _: _Multiplier(tree.lookup(config.learning_rate_table, name)), params
+    )
+    fraction = schedule(config)
+    adamw = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
+        optax.add_decayed_weights(weight_decay, tree.select(config.decay_table, params)),
+        optax.scale_by_schedule(lambda count: -learning_rate * fraction(count)),
+        _scale_leaves(multipliers),
+    )
+    labels = jax.tree.map(lambda m: "frozen" if m.value is None else "trained", multipliers)
+    if "frozen" not in jax.tree.leaves(labels):
+        return adamw
+    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Multiplier:
+    """A leaf of its own, so that None does not vanish from the tree."""
+
+    value: float | None
+
+
+def _scale_leaves(multipliers: Any) -> optax.GradientTransformation:
+    def scale(updates):
+        return jax.tree.map(
+            lambda u, m: u if isinstance(u, optax.MaskedNode) or m.value == 1.0 else u * m.value,
+            updates,
+            multipliers,
+            is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+        )
+
+    return optax.stateless(lambda updates, params=None: scale(updates))
+

@@ -1,0 +1,159 @@
+"""A population is an axis: one compiled program for all members, whatever the hardware."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lmnoise import tree
+from lmnoise.training import mesh as meshes
+from lmnoise.training.optimizer import OptimizerConfig
+from lmnoise.training.step import Loss, TrainState, init_state, make_train_step
+
+
+def member_arrays(members: Sequence[dict[str, float | int]]) -> dict[str, np.ndarray]:
+    """Traced hyper-parameters as arrays (M,): integers as int32, the rest as float32."""
+    arrays = {name: np.asarray([m[name] for m in members]) for name in members[0]}
+    return {
+        name: a.astype(np.int32 if np.issubdtype(a.dtype, np.integer) else np.float32)
+        for name, a in arrays.items()
+    }
+
+
+def map_members(function: Callable[..., Any], mesh: Mesh, group: int, *operands: Any) -> Any:
+    """Maps over the leading axis of the operands: the one place that decides how.
+
+    Members are spread over the mesh axis `member`; those of one device run one `group` after
+    the other, a group at once under `vmap`.
+
+    Args:
+      function: takes one member's slice of each operand.
+      group: members at once; 0 picks 1 on CPU, where a wide `vmap` only costs memory, and all
+        elsewhere.
+    """
+    count = jax.tree.leaves(operands)[0].shape[0]
+    shards = mesh.shape["member"]
+    local = count // shards
+    if group == 0:
+        group = 1 if jax.default_backend() == "cpu" else local
+
+    def run(*local_operands):
+        return jax.lax.map(lambda xs: function(*xs), local_operands, batch_size=min(group, local))
+
+    if shards == 1:
+        return run(*operands)
+    split = jax.tree.map(lambda a: a.reshape(shards, local, *a.shape[1:]), operands)
+    mapped = jax.vmap(run, spmd_axis_name="member")(*split)
+    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), mapped)
+
+
+class Population:
+    """Compiled functions over all members of a population.
+
+    Args:
+      init: `init(key) -> params`.
+      loss: `loss(params, batch, key) -> loss_BS`.
+      transform: `transform(batch, member) -> batch`, see `make_train_step`.
+      optimizer: schedule and AdamW.
+      members: hyper-parameters (M,), at least `seed`, `stream`, `learning_rate`, `weight_decay`.
+      mesh, sharding: devices, and the table of path patterns that places parameters.
+      accumulate: micro-batches a step.
+      group: see `map_members`.
+    """
+
+    def __init__(
+        self,
+        *,
+        init: Callable[[jax.Array], Any],
+        loss: Loss,
+        transform: Callable[..., Any],
+        optimizer: OptimizerConfig,
+        members: dict[str, np.ndarray],
+        mesh: Mesh,
+        sharding: tree.Table = meshes.TRANSFORMER_SHARDING,
+        accumulate: int = 1,
+        group: int = 0,
+    ):
+        self.mesh, self.group = mesh, group
+        self.members = jax.device_put(members, meshes.over_members(mesh))
+        self.count = len(next(iter(members.values())))
+        train_step = make_train_step(loss, transform, optimizer, accumulate)
+
+        def init_all(members):
+            return map_members(lambda m: init_state(init, optimizer, m), mesh, group, members)
+
+        def steps(states, members, batches):
+            def of_member(state, member):
+                def step(state, batch):
+                    own = {k: batch[k][member["stream"]] for k in batch if k != "index"}
+                    return train_step(state, own | {"index": batch["index"]}, member)
+
+                return jax.lax.scan(step, state, batches)
+
+            return map_members(of_member, mesh, group, states, members)
+
+        self.shardings = meshes.state_shardings(
+            mesh, jax.eval_shape(init_all, self.members), sharding
+        )
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._init = jax.jit(init_all, out_shardings=self.shardings)
+        self._steps = jax.jit(
+            steps, donate_argnums=0, out_shardings=(self.shardings, replicated)
+        )
+
+    def init(self) -> TrainState:
+        """Fresh states, every leaf with a leading axis M."""
+        return self._init(self.members)
+
+    def abstract(self) -> TrainState:
+        """Shapes, dtypes and shardings of the states, for restoring a checkpoint."""
+        shapes = jax.eval_shape(self._init, self.members)
+        return jax.tree.map(
+            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+            shapes,
+            self.shardings,
+        )
+
+    def stage(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+        """Places K host batches (rows of this process) on the devices, leaves (K, R, B, S+1)."""
+        stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
+        return {
+            name: self.place(leaf, batch_axis=2 if leaf.ndim > 2 else None)
+            for name, leaf in stacked.items()
+        }
+
+    def place(self, rows: np.ndarray, *, batch_axis: int | None) -> jax.Array:
+        """Places this process's rows of an array; `batch_axis` goes over `data`."""
+        return meshes.put_batch(self.mesh, rows, batch_axis=batch_axis)
+
+    def steps(
+        self, states: TrainState, batches: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """K steps of every member; the states are donated.
+
+        Args:
+          states: leaves (M, ...).
+          batches: staged; `index` (K,) and leaves (K, R, B, S+1), R streams of which each
+            member takes its own.
+
+        Returns:
+          The states after K steps, and metrics (M, K, 2) of (sum, count).
+        """
+        return self._steps(states, self.members, batches)
+
+    def map(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Compiles `function(params, batch)` over all members' parameters and one batch."""
+
+        def of_all(params, batch):
+            return map_members(lambda p: function(p, batch), self.mesh, self.group, params)
+
+        return jax.jit(of_all)
+
+
+def mean(metric: np.ndarray, axis: int) -> np.ndarray:
+    """Weighted means of (sum, count) pairs over `axis`; nan where nothing was counted."""
+    total = np.asarray(metric, np.float64).sum(axis)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total[..., 0] / total[..., 1]

@@ -1,0 +1,110 @@
+"""One optimisation step, generic over the loss; and many of them, for many members, at once."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lmnoise import keys
+from lmnoise.training.optimizer import OptimizerConfig, make_optimizer, schedule
+
+type Batch = dict[str, Any]
+type Member = dict[str, jax.Array]
+type Loss = Callable[[Any, Batch, jax.Array], jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes: `step` () int32, float32 parameters, optimizer state."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def init_state(
+    init: Callable[[jax.Array], Any], optimizer: OptimizerConfig, member: Member
+) -> TrainState:
+    """A fresh state; the parameters depend on the member's seed alone."""
+    params = init(keys.fold(jax.random.key(member["seed"]), "parameters"))
+    transformation = make_optimizer(optimizer, params, 0.0, 0.0)
+    return TrainState(jnp.zeros((), jnp.int32), params, transformation.init(params))
+
+
+def make_train_step(
+    loss: Loss,
+    transform: Callable[[Batch, Member], Batch],
+    optimizer: OptimizerConfig,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch, Member], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `train_step(state, batch, member) -> (state, metrics)`.
+
+    The objective is the mean of the loss over the batch's weights, whatever the number of
+    micro-batches.
+
+    Args:
+      loss: `loss(params, batch, key) -> loss_BS`, per example or per token.
+      transform: `transform(batch, member) -> batch` with `weights` and `groups` (named masks),
+        both broadcastable to the loss, and a leading axis B on every leaf.
+      optimizer: its `learning_rate` and `weight_decay` come from the member.
+      accumulate: micro-batches a step; it divides B.
+
+    Returns:
+      The step. Each metric is a float32 pair (sum, count), so that means over steps stay
+      weighted: `loss`, one per group (`loss/<group>`), `grad_norm`, `learning_rate`.
+    """
+
+    def weighted_sums(params, batch, key):
+        losses = loss(params, batch, key)
+        weights = jnp.broadcast_to(batch["weights"], losses.shape)
+        sums = {"loss": _pair(losses, weights)}
+        for name, mask in batch["groups"].items():
+            sums[f"loss/{name}"] = _pair(losses, weights * mask)
+        return sums["loss"][0], sums
+
+    gradient = jax.grad(weighted_sums, has_aux=True)
+
+    def train_step(state, batch, member):
+        key = keys.fold(jax.random.key(member["seed"]), "step", state.step)
+        batch = transform(batch, member)
+        if accumulate == 1:
+            grads, sums = gradient(state.params, batch, key)
+        else:
+            grads, sums = _accumulated(gradient, state.params, batch, key, accumulate)
+        grads = jax.tree.map(lambda g: g / sums["loss"][1], grads)
+        transformation = make_optimizer(
+            optimizer, state.params, member["learning_rate"], member["weight_decay"]
+        )
+        updates, opt_state = transformation.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        rate = member["learning_rate"] * schedule(optimizer)(state.step)
+        one = jnp.ones((), jnp.float32)
+        metrics = sums | {
+            "grad_norm": jnp.stack([optax.global_norm(grads), one]),
+            "learning_rate": jnp.stack([rate, one]),
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def _pair(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.stack([(values * weights).sum(), weights.sum()])
+
+
+def _accumulated(gradient, params, batch, key, accumulate):
+    """Sums of gradients and metrics over micro-batches, one after the other."""
+
+    def split(leaf):
+        # Micro-batches interleave the rows, so that rows sharded over devices stay so.
+        return leaf.reshape(-1, accumulate, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def add(carry, operands):
+        part, index = operands
+        return jax.tree.map(jnp.add, carry, gradient(params, part, keys.fold(key, index))), None
+
+    parts = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, (parts, jnp.arange(accumulate)))[0]
