@@ -10,88 +10,81 @@ from ml_collections import ConfigDict, config_flags
 from lmnoise.errors import UserError
 
 
+# All keys of a run, with their defaults.
+_DEFAULTS = dict(
+    data=dict(
+        source="sotu",  # a corpus that `python -m lmnoise.data prepare` knows, or a path
+        tokenizer="bpe:1024@sotu",
+        data_dir="data",
+        length=128,  # tokens a window
+        evaluate=("sotu",),  # corpora whose held-out text is evaluated
+        evaluate_split="validation",
+        evaluate_windows=64,  # of each corpus; 0 for all
+    ),
+    noise=dict(
+        budget="total",  # "total": noise replaces clean rows; "clean": it comes on top
+        source="",  # corpus of kind "stream": another language, or "sotu+markup"
+        gaussian_std=0.0,  # of kind "gaussian"; 0 is vocab_size / 8
+    ),
+    members=dict(
+        seed=(0,),
+        kind=("uniform",),
+        rate=(0.0,),
+        learning_rate=(1e-3,),
+        weight_decay=(0.1,),
+    ),
+    model=dict(
+        family="gpt2",
+        layers=4,
+        width=128,
+        heads=4,
+        kv_heads=4,  # llama only
+        mlp_width=512,
+        bias=True,  # gpt2 only
+        tied=True,
+        vocab_size=0,  # 0: the tokenizer's; larger pads the table
+        rope_theta=10_000.0,  # llama only
+        dtype="float32",
+        layers_as="auto",
+        attention="auto",
+        remat=False,
+        logits_chunk=4096,
+    ),
+    optimizer=dict(
+        schedule="cosine",
+        warmup_fraction=0.1,
+        decay_fraction=0.2,
+        final_fraction=0.1,
+        cycle_steps=0,
+        b1=0.9,
+        b2=0.95,
+        epsilon=1e-8,
+        clip_norm=1.0,
+    ),
+    train=dict(
+        steps=1000,
+        batch_size=16,
+        accumulate=1,
+        log_every=50,
+        evaluate_every=0,
+        checkpoint_every=500,
+        keep=2,
+        keep_every=0,
+        steps_per_dispatch=10,
+        members_at_once=0,  # 0: what suits the backend
+    ),
+    spikes=dict(threshold=0.0, window=100, skip=2, max_rollbacks=3),
+    mesh=dict(member=1, data=0, model=1),
+)
+
+
 def default_config() -> ConfigDict:
     """All keys of a run, with their defaults. Files under `configs/` change some of them.
 
-    `members` holds the axes of the population: the run trains the product of its tuples.
+    `members` holds the axes of the population: the run trains the product of its tuples. The
+    config is locked: a key that is not there cannot be set by mistake.
     """
-    config = ConfigDict()
-    config.data = ConfigDict(
-        dict(
-            source="sotu",  # a corpus that `python -m lmnoise.data prepare` knows, or a path
-            tokenizer="bpe:1024@sotu",
-            data_dir="data",
-            length=128,  # tokens a window
-            evaluate=("sotu",),  # corpora whose held-out text is evaluated
-            evaluate_split="validation",
-            evaluate_windows=64,  # of each corpus; 0 for all
-        )
-    )
-    config.noise = ConfigDict(
-        dict(
-            budget="total",  # "total": noise replaces clean rows; "clean": it comes on top
-            source="",  # corpus of kind "stream": another language, or "sotu+markup"
-            gaussian_std=0.0,  # of kind "gaussian"; 0 is vocab_size / 8
-        )
-    )
-    config.members = ConfigDict(
-        dict(
-            seed=(0,),
-            kind=("uniform",),
-            rate=(0.0,),
-            learning_rate=(1e-3,),
-            weight_decay=(0.1,),
-        )
-    )
-    config.model = ConfigDict(
-        dict(
-            family="gpt2",
-            layers=4,
-            width=128,
-            heads=4,
-            kv_heads=4,  # llama only
-            mlp_width=512,
-            bias=True,  # gpt2 only
-            tied=True,
-            vocab_size=0,  # 0: the tokenizer's; larger pads the table
-            rope_theta=10_000.0,  # llama only
-            dtype="float32",
-            layers_as="auto",
-            attention="auto",
-            remat=False,
-            logits_chunk=4096,
-        )
-    )
-    config.optimizer = ConfigDict(
-        dict(
-            schedule="cosine",
-            warmup_fraction=0.1,
-            decay_fraction=0.2,
-            final_fraction=0.1,
-            cycle_steps=0,
-            b1=0.9,
-            b2=0.95,
-            epsilon=1e-8,
-            clip_norm=1.0,
-        )
-    )
-    config.train = ConfigDict(
-        dict(
-            steps=1000,
-            batch_size=16,
-            accumulate=1,
-            log_every=50,
-            evaluate_every=0,
-            checkpoint_every=500,
-            keep=2,
-            keep_every=0,
-            steps_per_dispatch=10,
-            members_at_once=0,  # 0: what suits the backend
-        )
-    )
-    config.spikes = ConfigDict(dict(threshold=0.0, window=100, skip=2, max_rollbacks=3))
-    config.mesh = ConfigDict(dict(member=1, data=0, model=1))
-    return config
+    return ConfigDict(_DEFAULTS).lock()
 
 
 def preset(name: str | None, presets: dict[str, Callable[[], ConfigDict]]) -> ConfigDict:
@@ -116,7 +109,7 @@ def parse(argv: list[str] | None = None) -> flags.FlagValues:
                 flags.FLAGS.config.keys()
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(_sentence(error, argv)) from error
-    except (FileNotFoundError, IOError) as error:
+    except OSError as error:
         raise UserError(f"{error}: name a config file, such as configs/noise.py:demo") from error
     if len(rest) > 1:
         raise UserError(f"what is {rest[1]!r}? Arguments have the form --name=value")
