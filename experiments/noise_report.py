@@ -270,11 +270,13 @@ def _figure(arm: Arm) -> MatplotlibFigure:
 
 
 def _share_axis(axis, rates: Sequence[float]) -> None:
-    # Square root spreads the small shares without hiding zero.
-    axis.set_xscale("function", functions=(np.sqrt, np.square))
+    # Square root spreads the small shares without hiding zero; signed, for the left margin.
+    root = lambda x: np.sign(x) * np.sqrt(np.abs(x))  # noqa: E731
+    square = lambda x: np.sign(x) * np.square(x)  # noqa: E731
+    axis.set_xscale("function", functions=(root, square))
     ticks = [0.0, *rates]
     axis.set_xticks(ticks, [f"{100 * r:g}" for r in ticks])
-    axis.set_xlim(-0.0004, max(rates) * 1.25)
+    axis.set_xlim(-0.0008, max(rates) * 1.25)
     axis.set_xlabel("share of noise rows (%)")
 
 
@@ -282,8 +284,7 @@ def _series(arm: Arm, values, *, skip_control: bool = False):
     """Per kind: label, colour, shares moved a little apart, estimates."""
     kinds = [k for k in arm.kinds if not (skip_control and k == "dropped")]
     for i, kind in enumerate(kinds):
-        shift = 1 + 0.06 * (i - (len(kinds) - 1) / 2)
-        shares = np.array(arm.rates) * shift
+        shares = np.square(np.sqrt(arm.rates) + 0.006 * (i - (len(kinds) - 1) / 2))
         yield kind, COLOURS[arm.kinds.index(kind)], shares, [values(kind, r) for r in arm.rates]
 
 

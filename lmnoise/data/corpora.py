@@ -11,16 +11,20 @@ data set's own splits are joined first, so one rule holds for all corpora.
 import collections
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
+import importlib
 import io
 import logging
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import requests
 import tensorflow_datasets as tfds
 
 from lmnoise.data import packaged
@@ -128,16 +132,21 @@ def open_corpus(base: str, data_dir: Path, on_decode_error: str = "error") -> Co
 
     Raises UserError for an unknown name, and for a corpus without documents in three splits.
     """
+    require_known(base)
     if CorpusName(base).is_path:
         return _open_files(base, on_decode_error)
     if base.startswith("tfds:"):
         return _open_tfds(base, data_dir)
-    if base not in CORPORA:
+    return _open_packaged(base, data_dir)
+
+
+def require_known(base: str) -> None:
+    """Raises UserError for a name that is no packaged corpus, `tfds:` name or path."""
+    if not (base in CORPORA or base.startswith("tfds:") or CorpusName(base).is_path):
         raise UserError(
             f"unknown corpus {base!r}: choose {', '.join(CORPORA)}, tfds:NAME, or a path "
             "(./NAME for a folder here)"
         )
-    return _open_packaged(base, data_dir)
 
 
 def _split_rule(base: str, documents: Iterator[Document]) -> SplitRule:
@@ -258,8 +267,11 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    except BaseException:
+    except BaseException as error:
         remove_incomplete()
+        if isinstance(error, RuntimeError) and "No space left" in str(error):
+            # What array_record makes of a full disk.
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
         raise
 
 
@@ -276,9 +288,11 @@ def _text(value: bytes | str) -> str:
 def _open_tfds(base: str, data_dir: Path) -> Corpus:
     name = base.removeprefix("tfds:")
     folder = data_dir / "tfds"
+    # Registers the older text data sets (c4, wikipedia, lm1b), which `tfds` imports lazily.
+    importlib.import_module("tensorflow_datasets.text")
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except ValueError as error:  # DatasetNotFoundError is one
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"TensorFlow Datasets has no {name!r} ({reason})") from None
     feature = _text_feature(builder)
@@ -287,7 +301,13 @@ def _open_tfds(base: str, data_dir: Path) -> Corpus:
             _build(builder)
         except ImportError as error:
             raise UserError(
-                f"{base} needs TensorFlow to be prepared ({error}): choose another data set"
+                f"{base} cannot be prepared here ({error}): prepare it as array_record on a "
+                f"machine with that package and copy it to {folder}"
+            ) from None
+        except requests.RequestException as error:
+            raise UserError(
+                f"{base} cannot be downloaded ({error}): check the network, or copy the prepared "
+                f"data set (array_record) to {folder}"
             ) from None
     info = builder.info
     provenance = {

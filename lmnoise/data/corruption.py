@@ -18,6 +18,9 @@ from lmnoise import keys
 # of windows: another language, or the corpus with its text corrupted.
 KINDS = ("uniform", "gaussian", "shuffled", "repeated", "dropped", "stream")
 
+# Kinds that do not read the text.
+TEXTLESS = ("uniform", "gaussian")
+
 REPEATED_SPAN = 8
 
 
@@ -82,6 +85,16 @@ class Corruption:
         groups = {"clean": clean_B[:, None], "noise": noisy_B[:, None]}
         weights_B1 = (clean_B | noisy_B).astype(jnp.float32)[:, None]
         return {"tokens": tokens_BT, "weights": weights_B1, "groups": groups}
+
+    def held_out(self, kind: str, rows: int, length: int) -> jax.Array:
+        """Noise rows that no training step draws, (rows, length + 1) int32.
+
+        Args:
+          kind: one that needs no text: "uniform" or "gaussian".
+        """
+        row_keys = keys.row_keys(keys.fold(jax.random.key(0), "held-out noise"), jnp.arange(rows))
+        nothing_T = jnp.zeros(length + 1, jnp.int32)
+        return jax.vmap(lambda key: self._row(kind, key, nothing_T))(row_keys)
 
     def _uniforms(self, key: jax.Array, rows_B: jax.Array) -> jax.Array:
         return jax.vmap(jax.random.uniform)(keys.row_keys(keys.fold(key, "is noise"), rows_B))

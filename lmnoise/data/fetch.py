@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from lmnoise.data.files import locked, sha256_file
+from lmnoise.data.files import locked, sha256_file, temporary_folder
 from lmnoise.errors import UserError
 
 _TIMEOUT = 1800  # seconds
@@ -64,13 +64,14 @@ def fetch(package: Package, data_dir: Path) -> Archive:
     Raises UserError if the package manager is missing or fails; nothing half-loaded remains.
     """
     downloads = data_dir / "downloads"
-    with locked(downloads / package.name.replace("/", "-")):
+    target = downloads / package.name.replace("/", "-")
+    with locked(target):
         found = _find(downloads, package)
         if found is None:
             print(f"downloading {package.name} with {package.manager}", file=sys.stderr)
-            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=downloads) as temporary:
-                _download(package, Path(temporary), downloads)
-                loaded = _find(Path(temporary), package)
+            with temporary_folder(target) as temporary:
+                _download(package, temporary, downloads)
+                loaded = _find(temporary, package)
                 if loaded is None:
                     raise UserError(f"{package.manager} left no {package.pattern}: try again")
                 found = downloads / loaded.name

@@ -2,13 +2,17 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from lmnoise.errors import UserError
 
 
 def slug(name: str) -> str:
@@ -27,26 +31,45 @@ def locked(target: Path) -> Iterator[None]:
     """Holds the right to make `target` (a file or folder); a second process waits its turn.
 
     The lock lives in a hidden file beside the target and ends with the process that holds it.
+    Raises UserError if the target's folder cannot exist.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{target.parent} cannot be made: name another --data_dir") from None
     with open(target.parent / f".{target.name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that makes {target}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A fresh sibling folder of `target` that takes its name when the block ends well.
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A fresh sibling folder of `target` that is gone after the block, however it ends.
 
-    Call it under `locked(target)`: what an earlier, killed run left under a temporary name is
-    removed first. On an error the temporary folder goes, and `target` stays as it was.
+    Call it under `locked(target)`: what an earlier, killed run left there is removed first.
     """
     prefix = f".{target.name}.tmp-"
-    for left_over in target.parent.glob(f"{_glob_escape(prefix)}*"):
+    for left_over in target.parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(left_over)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     temporary.chmod(0o777 & ~_umask())
     try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A fresh folder that takes the name `target` when the block ends well.
+
+    Call it under `locked(target)`. On an error the folder goes, and `target` stays as it was.
+    """
+    with temporary_folder(target) as temporary:
         yield temporary
         for path in temporary.rglob("*"):
             _sync(path)
@@ -54,25 +77,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         os.replace(temporary, target)
         _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def write_atomic(target: Path, content: bytes) -> None:
-    """Replaces the file `target` with `content`, or leaves it as it was."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        _sync(temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _glob_escape(text: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", text)
 
 
 def _sync(path: Path) -> None:

@@ -107,7 +107,7 @@ def read_bible(roots: Sequence[Path]) -> Iterator[Document]:
     for verse, start in verses:
         chapters.setdefault(divmod(verse // 1000, 1000), start)
     starts = [*chapters.values(), len(text)]
-    for (book, chapter), start, end in zip(chapters, starts, starts[1:]):
+    for (book, chapter), start, end in zip(chapters, starts, starts[1:], strict=False):
         yield Document(f"{book}.{chapter}", text[start:end].strip() + "\n")
 
 

