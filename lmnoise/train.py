@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lmnoise import cli
 from lmnoise import config as configs
-from lmnoise.data.corruption import Corruption, extra_rows_for
+from lmnoise.data.corruption import TEXTLESS, Corruption, extra_rows_for
 from lmnoise.data.packing import Packed, open_packed
 from lmnoise.data.stream import Windows, batches, evaluation_batches
 from lmnoise.errors import UserError
@@ -31,6 +32,31 @@ from lmnoise.training.spikes import SpikeConfig
 from lmnoise.training.step import TrainState
 
 type Members = list[dict[str, Any]]
+
+# The least value of the keys that count something.
+_LEAST = {
+    "data.length": 1,
+    "data.evaluate_windows": 0,
+    "model.layers": 1,
+    "model.width": 1,
+    "model.heads": 1,
+    "model.vocab_size": 0,
+    "model.logits_chunk": 1,
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.accumulate": 1,
+    "train.log_every": 0,
+    "train.evaluate_every": 0,
+    "train.checkpoint_every": 0,
+    "train.keep": 1,
+    "train.keep_every": 0,
+    "train.steps_per_dispatch": 1,
+    "train.members_at_once": 0,
+    "spikes.threshold": 0,
+    "spikes.window": 1,
+    "spikes.skip": 1,
+    "spikes.max_rollbacks": 0,
+}
 
 # Keys that may change between a run and its resumption: they move no number.
 _FREE_KEYS = ("data.data_dir", "mesh", "train.members_at_once", "train.keep", "train.keep_every")
@@ -47,8 +73,15 @@ def members_of(config: ConfigDict) -> Members:
             raise UserError(f"config.members.{name} must be a tuple of values, not {values!r}")
     members = [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
     for member in members:
+        for name, kind in (("kind", str), *((n, (int, float)) for n in axes if n != "kind")):
+            if not isinstance(member[name], kind) or isinstance(member[name], bool):
+                raise UserError(f"config.members.{name} cannot be {member[name]!r}")
         if not 0 <= member["rate"] < 1:
             raise UserError(f"config.members.rate must lie in [0, 1), not {member['rate']}")
+        if not isinstance(member["seed"], int) or not 0 <= member["seed"] < 2**31:
+            raise UserError(
+                f"config.members.seed must be an integer in [0, 2**31), not {member['seed']}"
+            )
     return [m for m in members if m["rate"] > 0 or m["kind"] == axes["kind"][0]]
 
 
@@ -84,6 +117,10 @@ def build(config: ConfigDict) -> Run:
     Raises:
       UserError: a value that does not fit the others, or data that is missing; it names the key.
     """
+    for key, least in _LEAST.items():
+        section, name = key.split(".")
+        if config[section][name] < least:
+            raise UserError(f"config.{key} is {config[section][name]}: it must be at least {least}")
     members = members_of(config)
     data = _open(config, config.data.source, "train")
     model = LanguageModel(_model_config(config, data))
@@ -101,7 +138,7 @@ def build(config: ConfigDict) -> Run:
         init=model.init,
         loss=model.loss,
         transform=corruption,
-        optimizer=OptimizerConfig(steps=train.steps, **config.optimizer),
+        optimizer=_optimizer(config),
         members=member_arrays(
             [
                 m | {"stream": seeds.index(m["seed"]), "kind": corruption.kinds.index(m["kind"])}
@@ -122,15 +159,22 @@ def build(config: ConfigDict) -> Run:
         data=data,
         loop=LoopConfig(**intervals, spikes=SpikeConfig(**config.spikes)),
         cost=Cost(tokens, tokens * model.flops_per_token(config.data.length)),
-        batches=_batches(config, data, seeds, "stream" in corruption.kinds),
-        evaluate=evaluator(population, model.loss, _sources(config, data)),
+        batches=_batches(config, data, seeds, devices, "stream" in corruption.kinds),
+        evaluate=evaluator(
+            population, model.loss, _sources(config, data) + _noise_sources(config, corruption)
+        ),
     )
+
+
+def _optimizer(config: ConfigDict) -> OptimizerConfig:
+    try:
+        return OptimizerConfig(steps=config.train.steps, **config.optimizer)
+    except ValueError as error:
+        raise UserError(f"config.optimizer: {error}") from error
 
 
 def _open(config: ConfigDict, name: str, split: str) -> Packed:
-    return open_packed(
-        name, split, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer
-    )
+    return open_packed(name, split, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
 
 
 def _model_config(config: ConfigDict, data: Packed) -> TransformerConfig:
@@ -138,11 +182,10 @@ def _model_config(config: ConfigDict, data: Packed) -> TransformerConfig:
     family = fields.pop("family")
     if family not in FAMILIES:
         raise UserError(f"config.model.family must be one of {sorted(FAMILIES)}, not {family!r}")
-    if family == "gpt2":
-        for name in ("kv_heads", "rope_theta"):
-            fields.pop(name)
-    else:
+    if family == "llama":
         fields.pop("bias")
+    fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
+    fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]
     vocab_size = fields.pop("vocab_size") or data.vocab_size
     if vocab_size < data.vocab_size:
         raise UserError(
@@ -175,16 +218,17 @@ def _corruption(config: ConfigDict, members: Members, vocab_size: int, shards: i
         raise UserError(f"config.noise and config.members.kind: {error}") from error
 
 
-def _batches(config: ConfigDict, data: Packed, seeds: list[int], with_noise: bool):
+def _batches(config: ConfigDict, data: Packed, seeds: list[int], devices: Mesh, with_noise: bool):
     """This process's rows of batch k: `tokens`, and `noise` for the kind "stream"."""
+    part, parts = mesh.part_of_batch(devices, config.train.batch_size)
 
     def stream_of(packed, seeds):
         return batches(
             Windows(packed, config.data.length),
             seeds=seeds,
             batch_size=config.train.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=part,
+            process_count=parts,
         )
 
     clean = stream_of(data, seeds)
@@ -212,6 +256,28 @@ def _sources(config: ConfigDict, train: Packed) -> list[Source]:
         tokens_D = np.diff(packed.ends, prepend=0)
         sources.append(Source(name, list(read), packed.bytes / tokens_D))
     return sources
+
+
+def _noise_sources(config: ConfigDict, corruption: Corruption) -> list[Source]:
+    """Held-out noise of the kinds in use, named `noise-<kind>`; each row is a document."""
+    rows, length = config.train.batch_size, config.data.length
+    document_BT = np.repeat(np.arange(rows, dtype=np.int32)[:, None], length + 1, axis=1)
+    weights_BS = np.ones((rows, length), np.float32)
+    return [
+        Source(
+            f"noise-{kind}",
+            [
+                {
+                    "tokens": np.asarray(corruption.held_out(kind, rows, length)),
+                    "document": document_BT,
+                    "weights": weights_BS,
+                }
+            ],
+            np.ones(rows),
+        )
+        for kind in corruption.kinds
+        if kind in TEXTLESS
+    ]
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -242,11 +308,14 @@ def main() -> int:
     flags.DEFINE_string("workdir", None, "folder of the run", required=True)
     values = configs.parse()
     workdir = Path(values.workdir)
+    mesh.join_processes()
     run, states = train(values.config, workdir)
+    if jax.process_index() > 0:
+        return 0
     if states is None:
         print(f"stopped and saved in {workdir}; the same command resumes the run")
-        return 0
-    print(f"trained {len(run.members)} members; metrics and checkpoints are in {workdir}")
+    else:
+        print(f"trained {len(run.members)} members; metrics and checkpoints are in {workdir}")
     return 0
 
 

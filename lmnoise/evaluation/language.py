@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmnoise.training.mesh import put_whole
 from lmnoise.training.population import Population
 
 
@@ -103,7 +104,7 @@ def evaluator(
         for source in sources:
 
             def losses_of(batch):
-                tokens_BT = population.place(batch["tokens"], batch_axis=0)
+                tokens_BT = put_whole(population.mesh, batch["tokens"], batch_axis=0)
                 return jax.device_get(token_losses(params, tokens_BT))
 
             sums = document_sums(losses_of, source.batches, len(source.bytes_per_token))

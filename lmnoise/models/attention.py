@@ -38,7 +38,7 @@ def row_blocks(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> jax.A
             k_BGSK[..., :end, :],
             preferred_element_type=jnp.float32,
         ) * (width**-0.5)
-        visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        visible = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
         scores = jnp.where(visible[None, None, None], scores, -1e30)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
         mixed = jnp.einsum(

@@ -133,8 +133,31 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...][None]
 
 
-def _product(x, w, dtype):
-    return jnp.dot(x.astype(dtype), w.astype(dtype), preferred_element_type=jnp.float32)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
+    """`x @ w` and its gradients, all float32, with operands in `dtype`.
+
+    JAX's own gradient would keep the incoming float32 and run both of its products, two thirds
+    of the work, in float32.
+    """
+    return _product_forward(x_ND, w_DF, dtype)[0]
+
+
+def _product_forward(x_ND, w_DF, dtype):
+    x_ND, w_DF = x_ND.astype(dtype), w_DF.astype(dtype)
+    return jnp.dot(x_ND, w_DF, preferred_element_type=jnp.float32), (x_ND, w_DF)
+
+
+def _product_backward(dtype, operands, dy_NF):
+    x_ND, w_DF = operands
+    dy_NF = dy_NF.astype(dtype)
+    return (
+        jnp.dot(dy_NF, w_DF.T, preferred_element_type=jnp.float32),
+        jnp.dot(x_ND.T, dy_NF, preferred_element_type=jnp.float32),
+    )
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Norm(nnx.Module):
@@ -187,7 +210,7 @@ class Attention(nnx.Module):
             q_BSHK, k_BSGK = rotate(q_BSHK, c.rope_theta), rotate(k_BSGK, c.rope_theta)
         variant = attention.choose(c.attention, dtype=c.dtype, length=length)
         operands = [x.astype(c.dtype) for x in (q_BSHK, k_BSGK, v_BSGK)]
-        mixed_BSHK = attention.VARIANTS[variant](*operands)
+        mixed_BSHK = attention.VARIANTS[variant](*operands).astype(jnp.float32)
         return self.output(mixed_BSHK.reshape(x_ND.shape[0], -1))
 
 
@@ -326,6 +349,11 @@ class LanguageModel:
             module.unembed, x_ND, tokens_BT[:, 1:].reshape(-1), self.config.logits_chunk
         )
         return losses_N.reshape(tokens_BT.shape[0], -1)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters, embeddings included."""
+        return sum(math.prod(spec.shape) for _, spec in tree.named_leaves(self.specs))
 
     def flops_per_token(self, length: int) -> float:
         """Training FLOPs a token (forward and backward), arXiv 2204.02311 appendix B.

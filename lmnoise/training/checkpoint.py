@@ -1,12 +1,17 @@
 """Checkpoints by Orbax: asynchronous, atomic, with a keep policy and a fallback.
 
-A checkpoint holds the states and a JSON object with what else the run needs (the skipped
-batches, the spike detector's history, the config).
+A checkpoint holds the states and a JSON object with what else the run needs (the spike
+detector's history, the metrics since the last log row).
 """
 
+import gc
+import itertools
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +40,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0):
         self.folder = Path(folder).absolute()
-        self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            keep_period=keep_every or None,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # of a save that was killed
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=self._options)
+        handlers = {"states": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, states: Any, meta: dict[str, Any]) -> None:
         """Starts saving; the states may be donated as soon as this returns.
@@ -66,50 +75,59 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def restore(self, abstract: Any) -> Restored | None:
+    def restore(self, abstract: Any, at_most: int | None = None) -> Restored | None:
         """The latest checkpoint that can be read, or None if there is none at all.
 
-        One that is truncated or corrupt is set aside as `<folder>/../unreadable-<step>`, with a
-        line on standard error, and the one before it is tried.
+        One that is truncated or corrupt is passed over, and set aside as
+        `<folder>/../unreadable-<step>`, with a line on standard error, once another was read.
 
         Args:
           abstract: shapes, dtypes and shardings of the states.
+          at_most: prefer checkpoints up to this step, and the earliest of the later ones.
 
         Raises:
           UserError: checkpoints exist and none can be read, or they are of another shape.
         """
         self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
+        if at_most is not None:
+            steps = [s for s in steps if s <= at_most] + [s for s in steps[::-1] if s > at_most]
+        failures = {}
+        args = {"states": ocp.args.StandardRestore(abstract), "meta": ocp.args.JsonRestore()}
         for step in steps:
             self._check_shapes(step, abstract)
             try:
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        states=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-                    ),
-                )
+                with _quiet():
+                    restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             except Exception as error:  # Orbax raises whatever its storage layers raise.
-                self._set_aside(step, error)
+                if _is_no_damage(error):
+                    raise
+                failures[step] = _first_line(error)
             else:
+                for failed, reason in failures.items():
+                    self._set_aside(failed, reason, step)
                 return Restored(step, restored["states"], restored["meta"])
         if steps:
             raise UserError(
-                f"none of the {len(steps)} checkpoints in {self.folder} can be read: start "
-                "again in another --workdir, or delete this one"
+                f"none of the {len(steps)} checkpoints in {self.folder} can be read "
+                f"({failures[steps[0]]}): start again in another --workdir, or delete this one"
             )
         return None
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps."""
+        for later in [s for s in self._manager.all_steps() if s > step]:
+            self._manager.delete(later)
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
         """Tells a checkpoint of another model from one that is damaged."""
         try:
-            tree = self._manager.item_metadata(step)["states"].tree
+            with _quiet():
+                tree = self._manager.item_metadata(step)["states"].tree
             stored = {_key(p): tuple(m.shape) for p, m in jax.tree_util.tree_leaves_with_path(tree)}
         except Exception:  # Damaged metadata: restoring will say so.
             return
-        wanted = {
-            _key(p): tuple(a.shape) for p, a in jax.tree_util.tree_leaves_with_path(abstract)
-        }
+        wanted = {_key(p): tuple(a.shape) for p, a in jax.tree_util.tree_leaves_with_path(abstract)}
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) != wanted.get(name):
                 raise UserError(
@@ -119,16 +137,44 @@ class Checkpoints:
                     "another --workdir"
                 )
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        target = self.folder.parent / f"unreadable-{step}"
+    def _set_aside(self, step: int, reason: str, used: int) -> None:
+        names = (f"unreadable-{step}" + (f"-{n}" if n else "") for n in itertools.count())
+        target = next(p for name in names if not (p := self.folder.parent / name).exists())
         os.replace(self.folder / str(step), target)
-        self._manager = ocp.CheckpointManager(self.folder, options=self._options)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        self._manager.reload()
         print(
             f"the checkpoint of step {step} cannot be read ({reason}); it was moved to "
-            f"{target.name} and the one before it is used",
+            f"{target.name} and the one of step {used} is used",
             file=sys.stderr,
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the storage layers from printing tracebacks about files that cannot be read."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before, hook = [logger.disabled for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.disabled = True
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()  # Abandoned tasks complain when they are collected.
+        sys.unraisablehook = hook
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+def _is_no_damage(error: Exception) -> bool:
+    """Whether a failure to read says nothing about what is on disk."""
+    if isinstance(error, MemoryError | PermissionError):
+        return True
+    return any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _key(path: Any) -> str:
@@ -146,7 +192,8 @@ class _full_disk_is_a_user_error:
 
     def __exit__(self, kind, error, traceback) -> None:
         text = str(error)
-        if error is not None and ("No space left" in text or "RESOURCE_EXHAUSTED" in text):
+        words = ("No space left", "Disk quota exceeded", "RESOURCE_EXHAUSTED")
+        if error is not None and any(word in text for word in words):
             raise UserError(
                 f"the disk is full while saving to {self.folder}: free some space and run the "
                 "same command again; it resumes from the last complete checkpoint"
@@ -163,7 +210,7 @@ def claim(workdir: Path, config: dict[str, Any]) -> None:
     mine = _flatten(json.loads(json.dumps(config)))
     if not path.exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / "config.json.tmp"
+        temporary = workdir / f"config.json.{jax.process_index()}.tmp"
         temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         return

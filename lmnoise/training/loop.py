@@ -10,7 +10,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class LoopConfig:
     keep: int = 2
     keep_every: int = 0
     steps_per_dispatch: int = 10
-    spikes: SpikeConfig = SpikeConfig()
+    spikes: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
 
     @property
     def dispatch(self) -> int:
@@ -89,8 +90,8 @@ def fit(
     Raises:
       UserError: the loss kept failing after `max_rollbacks` rollbacks, or the disk is full.
     """
-    run = _Run(population, batches, config, workdir, evaluate, cost, title)
     with _StopSignals() as stop:
+        run = _Run(population, batches, config, workdir, evaluate, cost, title)
         try:
             return run.until_done(stop)
         finally:
@@ -109,14 +110,20 @@ class _Run:
         self.skipped: list[int] = _read_json(workdir / "skipped.json", [])
         self.rollbacks = 0
         self._restore()
-        self.metrics = MetricsWriter(workdir, self.step)
-        self.bar = tqdm(total=config.steps, initial=self.step, desc=title, unit="step")
+        # Of several processes the first writes what all of them know.
+        first = jax.process_index() == 0
+        self.metrics = MetricsWriter(workdir, self.step) if first else None
+        self.bar = tqdm(
+            total=config.steps, initial=self.step, desc=title, unit="step", disable=not first
+        )
         self.clock = (time.perf_counter(), self.step)
 
     def close(self):
-        self.bar.close()
-        self.metrics.close()
-        self.checkpoints.close()
+        with ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            if self.metrics is not None:
+                stack.callback(self.metrics.close)
+            stack.callback(self.bar.close)
 
     def until_done(self, stop) -> TrainState | None:
         config = self.config
@@ -137,8 +144,8 @@ class _Run:
                     pending = None
                 elif self._due():
                     self._evaluate_and_save()
-            if stop.requested and self.step < config.steps:
-                if self._consume(pending) is None:
+            if self.step < config.steps:
+                if self._consume(pending) is None and self.step > 0:
                     self._save()
                 self.checkpoints.wait()
                 return None
@@ -157,9 +164,7 @@ class _Run:
     def _stage(self, step: int) -> dict[str, jax.Array]:
         steps = range(step, step + self.config.dispatch)
         indices = [data_index(s, self.skipped) for s in steps]
-        return self.population.stage(
-            [self.batches(i) | {"index": np.int32(i)} for i in indices]
-        )
+        return self.population.stage([self.batches(i) | {"index": np.int32(i)} for i in indices])
 
     def _consume(self, pending) -> tuple[int, int] | None:
         """Reads one dispatch's metrics; returns the (step, member) of a spike, if any."""
@@ -167,24 +172,27 @@ class _Run:
             return None
         started, on_device = pending
         metrics = {name: np.asarray(v, np.float64) for name, v in jax.device_get(on_device).items()}
-        losses_MK = metrics["loss"][..., 0] / metrics["loss"][..., 1]
-        spike = self.detector.first_spike(losses_MK)
+        # A gradient that is not finite ruins the parameters, whatever the loss was.
+        sound_MK1 = np.isfinite(metrics["grad_norm"][..., :1])
+        spike = self.detector.first_spike(np.where(sound_MK1, metrics["loss"], np.nan))
         if spike is not None:
             return started + spike[0], spike[1]
         for name, pairs_MK2 in metrics.items():
             self.window[name] = self.window.get(name, 0) + pairs_MK2.sum(1)
         done = started + self.config.dispatch
-        self._show(done, losses_MK[:, -1])
-        if done % self.config.log_every == 0 or done == self.config.steps:
+        self._show(done, mean(metrics["loss"][:, -1:], 1))
+        every = self.config.log_every
+        if done == self.config.steps or (every and done % every == 0):
             self._log(done)
         return None
 
     def _log(self, step: int) -> None:
         means = {name: mean(pairs_M2[:, None], 1) for name, pairs_M2 in self.window.items()}
-        for member in range(self.population.count):
-            numbers = {name: float(values_M[member]) for name, values_M in means.items()}
-            self._write({"step": step, "member": member} | numbers)
-        self.metrics.flush()
+        self._write(
+            {"step": step, "member": member}
+            | {name: float(values_M[member]) for name, values_M in means.items()}
+            for member in range(self.population.count)
+        )
         self.window = {}
 
     def _show(self, step: int, losses_M: np.ndarray) -> None:
@@ -199,19 +207,20 @@ class _Run:
             text += f", {flops / 1e12:.3g} TFLOP/s"
             text += f", MFU {flops / peak:.1%}" if peak else ""
         self.bar.set_postfix_str(text, refresh=False)
-        if since == step - steps and step - since >= 10 * self.config.dispatch:
+        if steps >= 10 * self.config.dispatch:
             self.clock = (time.perf_counter(), step)
 
-    def _write(self, row: dict[str, Any]) -> None:
-        if jax.process_index() == 0:
-            self.metrics.write(row)
+    def _write(self, rows: Iterable[dict[str, Any]]) -> None:
+        if self.metrics is not None:
+            for row in rows:
+                self.metrics.write(row)
+            self.metrics.flush()
 
     def _evaluate_and_save(self) -> None:
         every, end = self.config.evaluate_every, self.step == self.config.steps
         if end or (every and self.step % every == 0):
-            for row in self.evaluate(self.states.params):
-                self._write({"step": self.step} | row)
-            self.metrics.flush()
+            rows = self.evaluate(self.states.params)
+            self._write({"step": self.step} | row for row in rows)
         every = self.config.checkpoint_every
         if end or (every and self.step % every == 0):
             self._save()
@@ -222,9 +231,10 @@ class _Run:
         with jax.transfer_guard("allow"):
             self.checkpoints.save(self.step, self.states, meta)
 
-    def _restore(self) -> None:
+    def _restore(self, at_most: int | None = None) -> None:
+        self.states = None  # Frees the old ones first.
         with jax.transfer_guard("allow"):
-            restored = self.checkpoints.restore(self.population.abstract())
+            restored = self.checkpoints.restore(self.population.abstract(), at_most)
             if restored is None:
                 self.step, self.states, meta = 0, self.population.init(), {}
             else:
@@ -242,24 +252,20 @@ class _Run:
                 f"batches {self.skipped} of the data; the last good checkpoint is in "
                 f"{self.checkpoints.folder}"
             )
+        # A checkpoint from among the suspicious steps may hold the harm already.
         first = max(0, step - self.config.spikes.skip + 1)
-        bad = [data_index(s, self.skipped) for s in range(first, step + 1)]
+        self._restore(at_most=first)
+        self.checkpoints.discard_after(self.step)
+        bad = [data_index(s, self.skipped) for s in range(max(first, self.step), step + 1)]
         self.skipped = sorted(self.skipped + bad)
-        _write_json(self.workdir / "skipped.json", self.skipped)
-        self._restore()
-        self.metrics.rewind(self.step)
-        self._write(
-            {
-                "step": self.step,
-                "event": "rollback",
-                "spike_step": step,
-                "spike_member": member,
-                "skipped": bad,
-            }
-        )
-        self.bar.write(f"spike at step {step}: back to step {self.step}, skipping batches {bad}")
-        self.bar.n = self.step
-        self.bar.last_print_n = self.step
+        event = {"event": "rollback", "spike_step": step, "spike_member": member, "skipped": bad}
+        if self.metrics is not None:
+            _write_json(self.workdir / "skipped.json", self.skipped)
+            self.metrics.rewind(self.step)
+            self._write([{"step": self.step} | event])
+            tqdm.write(f"spike at step {step}: back to step {self.step}, skipping batches {bad}")
+        self.bar.n = self.bar.last_print_n = self.step
+        self.bar.initial = min(self.bar.initial, self.step)
         self.clock = (time.perf_counter(), self.step)
 
 
@@ -284,7 +290,12 @@ class _StopSignals:
 
 
 def _read_json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: mend it or use another --workdir") from error
 
 
 def _write_json(path: Path, value: Sequence[Any]) -> None:

@@ -1,5 +1,7 @@
 """Devices: one mesh with the axes member, data and model, and where each array lives on it."""
 
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,23 +25,55 @@ TRANSFORMER_SHARDING: tree.Table = (
 )
 
 
-def make_mesh(member: int = 1, data: int = 0, model: int = 1) -> Mesh:
-    """A mesh over all devices; `data` 0 takes what the other two axes leave.
+def join_processes() -> None:
+    """Joins the processes of one run if the environment names a coordinator.
+
+    Reads JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID, and does
+    nothing without the first. Call it before anything that starts JAX's devices.
+
+    Raises:
+      UserError: one of the other two is missing or no number.
+    """
+    if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        return
+    numbers = {}
+    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        try:
+            numbers[name] = int(os.environ[name])
+        except (KeyError, ValueError):
+            raise UserError(
+                f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a number: set it, or unset "
+                "JAX_COORDINATOR_ADDRESS to run one process"
+            ) from None
+    jax.distributed.initialize(
+        num_processes=numbers["JAX_NUM_PROCESSES"], process_id=numbers["JAX_PROCESS_ID"]
+    )
+
+
+def make_mesh(
+    member: int = 1, data: int = 0, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over the devices (default: all); `data` 0 takes what the other two axes leave.
 
     The axes are `Auto`: the compiler propagates shardings from the arguments.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    if data == 0:
-        data = max(1, devices // (member * model))
-    if member * data * model != devices:
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    for name, size, least in (("member", member, 1), ("data", data, 0), ("model", model, 1)):
+        if size < least:
+            raise UserError(f"config.mesh.{name} is {size}: it must be at least {least}")
+    data = data or max(1, count // (member * model))
+    if member * data * model != count:
         raise UserError(
             f"config.mesh asks for member {member} x data {data} x model {model} devices but "
-            f"there are {devices}: set the three sizes so that their product is {devices}"
+            f"there are {count}: set the three sizes so that their product is {count}"
         )
-    return jax.make_mesh((member, data, model), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(
+        (member, data, model), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
 
 
 def check_divisible(mesh: Mesh, *, members: int, batch_size: int) -> None:
@@ -74,12 +108,44 @@ def state_shardings(mesh: Mesh, states: Any, table: tree.Table) -> Any:
 
 
 def over_members(mesh: Mesh) -> NamedSharding:
-    """Axis 0 over `member`: per-member hyper-parameters and metrics."""
+    """Axis 0 over `member`: per-member hyper-parameters."""
     return NamedSharding(mesh, PartitionSpec("member"))
 
 
-def put_batch(mesh: Mesh, leaf: np.ndarray, *, batch_axis: int | None) -> jax.Array:
-    """Places this process's part of a batch: `batch_axis` over `data`, else replicated."""
-    axes = (None,) * (batch_axis or 0) + (("data",) if batch_axis is not None else ())
-    sharding = NamedSharding(mesh, PartitionSpec(*axes))
-    return jax.make_array_from_process_local_data(sharding, leaf)
+def part_of_batch(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """(index, count): this process holds part `index` of `count` equal parts of a batch's rows.
+
+    Processes that differ only along the other axes hold the same part.
+
+    Raises:
+      UserError: its devices hold rows that do not follow each other.
+    """
+    where = NamedSharding(mesh, PartitionSpec("data"))
+    slices = where.addressable_devices_indices_map((batch_size,)).values()
+    ranges = {rows.indices(batch_size)[:2] for (rows,) in slices}
+    first, end = min(a for a, _ in ranges), max(b for _, b in ranges)
+    if sum(b - a for a, b in ranges) != end - first or first % (end - first):
+        raise UserError(
+            "the devices of one process hold scattered rows of a batch: change config.mesh so "
+            "that its axis data follows the processes"
+        )
+    return first // (end - first), batch_size // (end - first)
+
+
+def put_part(mesh: Mesh, leaf: np.ndarray, *, batch_axis: int | None) -> jax.Array:
+    """Places a batch of which each process has its part (see `part_of_batch`).
+
+    `batch_axis` goes over `data`; without one the leaf is the same everywhere.
+    """
+    return jax.make_array_from_process_local_data(_over_data(mesh, batch_axis), leaf)
+
+
+def put_whole(mesh: Mesh, leaf: np.ndarray, *, batch_axis: int) -> jax.Array:
+    """Places a batch that every process has as a whole; `batch_axis` goes over `data`."""
+    where = _over_data(mesh, batch_axis)
+    return jax.make_array_from_process_local_data(where, leaf, leaf.shape)
+
+
+def _over_data(mesh: Mesh, batch_axis: int | None) -> NamedSharding:
+    axes = () if batch_axis is None else (None,) * batch_axis + ("data",)
+    return NamedSharding(mesh, PartitionSpec(*axes))

@@ -9,10 +9,16 @@ import csv
 import json
 import math
 import os
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from lmnoise.errors import UserError
 
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
 
@@ -36,9 +42,9 @@ class MetricsWriter:
         kept = [r for r in read_rows(self._folder) if "event" in r or r["step"] <= step]
         _replace(self._folder / JSONL, "".join(json.dumps(row) + "\n" for row in kept))
         _replace(self._folder / CSV, "step,member,name,value\n")
-        self._jsonl = open(self._folder / JSONL, "a", encoding="utf-8")
-        self._csv = open(self._folder / CSV, "a", encoding="utf-8", newline="")
-        self._tensorboard: dict[int, tensorboardX.SummaryWriter] = {}
+        self._jsonl = (self._folder / JSONL).open("a", encoding="utf-8")
+        self._csv = (self._folder / CSV).open("a", encoding="utf-8", newline="")
+        self._boards: dict[int, _Board] = {}
         self._purge = step + 1
         for row in kept:
             self._write_csv(row)
@@ -51,42 +57,73 @@ class MetricsWriter:
         self._jsonl.write(json.dumps(row) + "\n")
         self._write_csv(row)
         for name, value in _numbers(row):
-            self._board(row["member"]).add_scalar(name, value, row["step"])
+            self._board(row["member"]).add(name, value, row["step"])
 
     def flush(self) -> None:
         """Makes what was written visible to readers."""
-        for file in (self._jsonl, self._csv, *self._tensorboard.values()):
+        for file in (self._jsonl, self._csv, *self._boards.values()):
             file.flush()
 
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Flushes and closes the files, all of them even if one cannot be flushed."""
         if hasattr(self, "_jsonl"):
-            for file in (self._jsonl, self._csv, *self._tensorboard.values()):
-                file.close()
+            with ExitStack() as stack:
+                for file in (self._jsonl, self._csv, *self._boards.values()):
+                    stack.callback(file.close)
 
     def _write_csv(self, row: dict[str, Any]) -> None:
         writer = csv.writer(self._csv, lineterminator="\n")
         writer.writerows([row["step"], row["member"], n, repr(v)] for n, v in _numbers(row))
 
-    def _board(self, member: int) -> tensorboardX.SummaryWriter:
-        if member not in self._tensorboard:
-            path = self._folder / "tensorboard" / f"member-{member:03d}"
-            self._tensorboard[member] = tensorboardX.SummaryWriter(
-                str(path), purge_step=self._purge
-            )
-        return self._tensorboard[member]
+    def _board(self, member: int) -> "_Board":
+        if member not in self._boards:
+            folder = self._folder / "tensorboard" / f"member-{member:03d}"
+            self._boards[member] = _Board(folder, self._purge)
+        return self._boards[member]
+
+
+class _Board:
+    """A TensorBoard event file, written where it is called.
+
+    The library's own `SummaryWriter` hands the events to a thread, which dies of a full disk
+    and then blocks the run for ever.
+    """
+
+    def __init__(self, folder: Path, purge: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # The name ends in the time in seconds; a number keeps two of one second apart.
+        suffix = f".{len(list(folder.iterdir()))}"
+        self._writer = EventsWriter(str(folder / "events"), suffix)
+        # TensorBoard forgets what earlier files say of this step and later ones.
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=purge, session_log=start))
+        self.flush, self.close = self._writer.flush, self._writer.close
+
+    def add(self, name: str, value: float, step: int) -> None:
+        event = Event(wall_time=time.time(), step=step, summary=scalar(name, value))
+        self._writer.write_event(event)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, oldest first; a last line cut short by a kill is left out."""
+    """The rows of `metrics.jsonl`, oldest first; a last line cut short by a kill is left out.
+
+    Raises:
+      UserError: another line is not JSON.
+    """
     path = Path(folder) / JSONL
     if not path.exists():
         return []
+    lines = path.read_bytes().split(b"\n")[:-1]
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        rows.append(json.loads(line))
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}, line {number}, is not JSON: mend or remove that line"
+            ) from None
     return rows
 
 

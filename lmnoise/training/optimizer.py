@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lmnoise import tree
@@ -20,10 +21,10 @@ class OptimizerConfig:
     Attributes:
       steps: length of the schedule.
       schedule: "cosine"; "wsd" (warm-up, stable, linear decay over the last `decay_fraction`);
-        "one_cycle" (arXiv 1506.01186); "cyclical" (a warm-up and a cosine every
-        `cycle_steps`); "constant" after warm-up.
+        "one_cycle" (cosine up from 1/25 of the peak and down, arXiv 1708.07120); "cyclical" (a
+        warm-up and a cosine every `cycle_steps`); "constant" after warm-up.
       warmup_fraction: of the schedule, or of each cycle.
-      final_fraction: of the peak, at the end.
+      final_fraction: of the peak, at the end; "constant" stays at the peak.
       clip_norm: largest global norm of the gradient.
       decay_table: which leaves decay, by path pattern (True or False).
       learning_rate_table: multiplier of the learning rate by path pattern; None freezes.
@@ -47,27 +48,43 @@ class OptimizerConfig:
             raise ValueError(f"schedule must be one of {SCHEDULES}, not {self.schedule!r}")
         if self.schedule == "cyclical" and self.cycle_steps < 1:
             raise ValueError("schedule 'cyclical' needs cycle_steps >= 1, the steps of an epoch")
+        for name in ("warmup_fraction", "decay_fraction", "final_fraction", "b1", "b2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0 (inf clips nothing), not {self.clip_norm}")
 
 
 def schedule(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
     """The learning rate as a fraction of its peak; step 0 is already above zero."""
     total = config.cycle_steps if config.schedule == "cyclical" else config.steps
-    warmup = max(1, round(config.warmup_fraction * total))
+    warmup = min(max(1, round(config.warmup_fraction * total)), total - 1)
     if config.schedule == "one_cycle":
-        base = optax.cosine_onecycle_schedule(total, 1.0, warmup / total)
+        pieces = [_cosine(0.04, 1.0, warmup), _cosine(1.0, config.final_fraction, total - warmup)]
+        base = optax.join_schedules(pieces, [warmup])
     elif config.schedule in ("cosine", "cyclical"):
         base = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, total, config.final_fraction)
     else:
         pieces = [optax.linear_schedule(0.0, 1.0, warmup), optax.constant_schedule(1.0)]
         boundaries = [warmup]
         if config.schedule == "wsd":
-            decay = max(1, round(config.decay_fraction * total))
+            decay = min(max(1, round(config.decay_fraction * total)), total - warmup)
             pieces.append(optax.linear_schedule(1.0, config.final_fraction, decay))
-            boundaries.append(max(warmup, total - decay))
+            boundaries.append(total - decay)
         base = optax.join_schedules(pieces, boundaries)
     if config.schedule == "cyclical":
         return lambda count: base(count % total + 1)
     return lambda count: base(count + 1)
+
+
+def _cosine(start: float, end: float, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """Half a cosine from `start` at count 0 to `end` at count `steps`."""
+
+    def value(count):
+        phase = jnp.pi * jnp.clip(count / max(1, steps), 0.0, 1.0)
+        return end + (start - end) * (1 + jnp.cos(phase)) / 2
+
+    return value
 
 
 def make_optimizer(
@@ -115,4 +132,3 @@ def _scale_leaves(multipliers: Any) -> optax.GradientTransformation:
         )
 
     return optax.stateless(lambda updates, params=None: scale(updates))
-

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmnoise import tree
 from lmnoise.training import mesh as meshes
@@ -39,8 +39,12 @@ def map_members(function: Callable[..., Any], mesh: Mesh, group: int, *operands:
     if group == 0:
         group = 1 if jax.default_backend() == "cpu" else local
 
+    # A group of one is mapped without `vmap`, which would turn a branch on a member's kind of
+    # noise into the computation of all kinds.
+    batch_size = min(group, local) if min(group, local) > 1 else None
+
     def run(*local_operands):
-        return jax.lax.map(lambda xs: function(*xs), local_operands, batch_size=min(group, local))
+        return jax.lax.map(lambda xs: function(*xs), local_operands, batch_size=batch_size)
 
     if shards == 1:
         return run(*operands)
@@ -97,10 +101,10 @@ class Population:
         self.shardings = meshes.state_shardings(
             mesh, jax.eval_shape(init_all, self.members), sharding
         )
-        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._replicated = NamedSharding(mesh, PartitionSpec())
         self._init = jax.jit(init_all, out_shardings=self.shardings)
         self._steps = jax.jit(
-            steps, donate_argnums=0, out_shardings=(self.shardings, replicated)
+            steps, donate_argnums=0, out_shardings=(self.shardings, self._replicated)
         )
 
     def init(self) -> TrainState:
@@ -120,13 +124,9 @@ class Population:
         """Places K host batches (rows of this process) on the devices, leaves (K, R, B, S+1)."""
         stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
         return {
-            name: self.place(leaf, batch_axis=2 if leaf.ndim > 2 else None)
+            name: meshes.put_part(self.mesh, leaf, batch_axis=2 if leaf.ndim > 2 else None)
             for name, leaf in stacked.items()
         }
-
-    def place(self, rows: np.ndarray, *, batch_axis: int | None) -> jax.Array:
-        """Places this process's rows of an array; `batch_axis` goes over `data`."""
-        return meshes.put_batch(self.mesh, rows, batch_axis=batch_axis)
 
     def steps(
         self, states: TrainState, batches: dict[str, jax.Array]
@@ -144,12 +144,15 @@ class Population:
         return self._steps(states, self.members, batches)
 
     def map(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-        """Compiles `function(params, batch)` over all members' parameters and one batch."""
+        """Compiles `function(params, batch)` over all members' parameters and one batch.
+
+        The result (M, ...) is the same on every device, so that any process can read it.
+        """
 
         def of_all(params, batch):
             return map_members(lambda p: function(p, batch), self.mesh, self.group, params)
 
-        return jax.jit(of_all)
+        return jax.jit(of_all, out_shardings=self._replicated)
 
 
 def mean(metric: np.ndarray, axis: int) -> np.ndarray:

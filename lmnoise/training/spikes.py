@@ -31,28 +31,43 @@ class SpikeConfig:
 
 
 class SpikeDetector:
-    """Watches the losses of M members; its history is part of a checkpoint."""
+    """Watches the losses of M members; its history is part of a checkpoint.
+
+    `history` holds the losses (M,) of recent steps, nan where a step had nothing to score.
+    """
 
     def __init__(self, config: SpikeConfig, history: Sequence[Sequence[float]] = ()):
         self._config = config
         self.history: list[list[float]] = [list(row) for row in history]
 
-    def first_spike(self, losses_MK: np.ndarray) -> tuple[int, int] | None:
+    def first_spike(self, pairs_MK2: np.ndarray) -> tuple[int, int] | None:
         """The first (step, member) among K new steps that is a spike, or None.
 
         Steps before it join the history; the spike and what follows it do not.
+
+        Args:
+          pairs_MK2: sums of losses, and the weights that they are sums over.
         """
-        for step, losses_M in enumerate(losses_MK.T):
-            bad_M = ~np.isfinite(losses_M)
+        for step, pairs_M2 in enumerate(pairs_MK2.swapaxes(0, 1)):
+            sums_M, counts_M = pairs_M2.T
+            scored_M = counts_M != 0
+            losses_M = np.where(scored_M, sums_M / np.where(scored_M, counts_M, 1), np.nan)
+            bad_M = scored_M & ~np.isfinite(losses_M)
             if self._config.threshold and len(self.history) >= self._config.window / 2:
-                past = np.asarray(self.history)
-                median_M = np.median(past, axis=0)
-                mad_M = np.median(np.abs(past - median_M), axis=0)
-                bad_M |= losses_M > median_M + self._config.threshold * 1.4826 * mad_M
+                bad_M |= losses_M > self._limits()
             if bad_M.any():
                 return step, int(np.argmax(bad_M))
             self.history = [*self.history, losses_M.tolist()][-self._config.window :]
         return None
+
+    def _limits(self) -> np.ndarray:
+        """The loss (M,) above which a step is a spike; inf for a member without a past."""
+        past = np.asarray(self.history)
+        past = np.where(np.isnan(past).all(0), np.inf, past)
+        median = np.nanmedian if np.isnan(past).any() else np.median  # the first is slow
+        median_M = median(past, axis=0)
+        mad_M = median(np.abs(past - np.where(np.isinf(median_M), 0, median_M)), axis=0)
+        return median_M + self._config.threshold * 1.4826 * mad_M
 
 
 def data_index(step: int, skipped: Sequence[int]) -> int:

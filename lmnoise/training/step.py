@@ -72,7 +72,9 @@ def make_train_step(
             grads, sums = gradient(state.params, batch, key)
         else:
             grads, sums = _accumulated(gradient, state.params, batch, key, accumulate)
-        grads = jax.tree.map(lambda g: g / sums["loss"][1], grads)
+        # Of a batch without any weight (every row dropped) the gradient is zero, not 0 / 0.
+        count = sums["loss"][1]
+        grads = jax.tree.map(lambda g: g / jnp.where(count > 0, count, 1.0), grads)
         transformation = make_optimizer(
             optimizer, state.params, member["learning_rate"], member["weight_decay"]
         )
@@ -81,7 +83,7 @@ def make_train_step(
         rate = member["learning_rate"] * schedule(optimizer)(state.step)
         one = jnp.ones((), jnp.float32)
         metrics = sums | {
-            "grad_norm": jnp.stack([optax.global_norm(grads), one]),
+            "grad_norm": jnp.stack([optax.tree.norm(grads), one]),
             "learning_rate": jnp.stack([rate, one]),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
