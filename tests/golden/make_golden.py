@@ -1,0 +1,103 @@
+"""Writes the reference numbers: tiny random models in PyTorch and transformers.
+
+Command:
+    make golden GOLDEN_PYTHON=/path/to/python    # an interpreter with torch and transformers
+
+Weights are wide and biases and norms random, so that logits are far from uniform and a swapped
+tensor shows. Each archive holds arrays only: `config` (the text of config.json), `made_with`,
+`tokens` (B, S), `logits` (B, S, V), `losses` (B, S-1) in nats, and by Hugging Face name
+`tensor/<name>` and `gradient/<name>`, the gradient of the mean loss.
+"""
+
+import pathlib
+
+import numpy as np
+import torch
+import transformers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+FOLDER = pathlib.Path(__file__).parent
+ROWS, CONTEXT, VOCABULARY = 2, 80, 31
+
+LLAMA = dict(
+    vocab_size=VOCABULARY,
+    max_position_embeddings=CONTEXT,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+)
+MODELS = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=CONTEXT,
+            n_embd=24,
+            n_layer=2,
+            n_head=3,
+            n_inner=40,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=False)),
+    "llama_tied": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **LLAMA,
+            tie_word_embeddings=True,
+            rms_norm_eps=1e-3,
+            rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        )
+    ),
+}
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Weights N(0, 0.3), biases N(0, 0.3), scales of norms N(1, 0.3)."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = parameter.ndim == 1 and name.endswith("weight")
+            parameter.normal_(float(is_scale), 0.3)
+
+
+def reference(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """All arrays of one archive."""
+    model.eval().set_attn_implementation("eager")
+    model.config.architectures = [type(model).__name__]
+    tokens = torch.randint(0, VOCABULARY, (ROWS, CONTEXT))
+    output = model(tokens, labels=tokens)
+    logits = output.logits
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
+    )
+    torch.testing.assert_close(losses.mean(), output.loss)
+    losses.mean().backward()
+    arrays = {
+        "config": np.array(model.config.to_json_string()),
+        "made_with": np.array(
+            f"torch {torch.__version__}, transformers {transformers.__version__}"
+        ),
+        "tokens": tokens.numpy().astype(np.int32),
+        "logits": logits.detach().numpy(),
+        "losses": losses.detach().numpy(),
+    }
+    # A tied head is the embedding and is named once.
+    for name, parameter in model.named_parameters():
+        arrays[f"tensor/{name}"] = parameter.detach().numpy()
+        arrays[f"gradient/{name}"] = parameter.grad.numpy()
+    return arrays
+
+
+def main() -> None:
+    for seed, (name, make) in enumerate(MODELS.items()):
+        torch.manual_seed(seed)
+        model = make()
+        randomize(model)
+        path = FOLDER / f"{name}.npz"
+        np.savez_compressed(path, **reference(model))
+        print(f"{path} {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
