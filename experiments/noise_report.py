@@ -110,6 +110,7 @@ def write(
         savefig(_figure(arm), figures[-1])
         table = _table(arm)
         write_csv(folder / f"{arm.name}.csv", table)
+        write_csv(folder / f"{arm.name}-members.csv", _members_table(arm))
         blocks += [
             f"## {arm.name.replace('_', ' ').capitalize()}\n\n{_description(arm)}",
             Figure(figures[-1], _caption(arm)),
@@ -117,7 +118,10 @@ def write(
         ]
         if any(kind in ("uniform", "gaussian") for kind in arm.kinds):
             blocks.append(_theory_table(arm))
-    blocks.append(f"## Run it\n\n```bash\n{command}\n```")
+    blocks.append(
+        f"## Run it\n\n```bash\n{command}\n```\n\nThe tables are beside this report as CSV; "
+        "`<arm>-members.csv` has every member with all that was measured on it."
+    )
     write_report(folder, "What random tokens in pre-training cost", blocks, origin, config)
     return figures[0]
 
@@ -216,6 +220,17 @@ def _table(arm: Arm) -> Table:
         "rise over dropped",
     )
     return Table(header, rows, "Mean ± half width of the 95 % interval over seeds.")
+
+
+def _members_table(arm: Arm) -> Table:
+    """Every member with all that was measured on it, for a reader's own analysis."""
+    hyperparameters = list(arm.members[0])
+    metrics = [name for name in arm.rows[0] if name.startswith("eval/")]
+    rows = [
+        [*(member[name] for name in hyperparameters), *(row[name] for name in metrics)]
+        for member, row in zip(arm.members, arm.rows, strict=True)
+    ]
+    return Table([*hyperparameters, *metrics], rows)
 
 
 def _theory_table(arm: Arm) -> Table:

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict, config_flags
 
 from lmnoise.errors import UserError
 
-
 # All keys of a run, with their defaults.
 _DEFAULTS = dict(
     data=dict(

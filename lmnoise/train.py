@@ -23,6 +23,7 @@ from lmnoise.data.packing import Packed, open_packed
 from lmnoise.data.stream import Windows, batches, evaluation_batches
 from lmnoise.errors import UserError
 from lmnoise.evaluation.language import Source, evaluator
+from lmnoise.models import attention
 from lmnoise.models.transformer import FAMILIES, LanguageModel, TransformerConfig
 from lmnoise.training import checkpoint, mesh
 from lmnoise.training.loop import Cost, LoopConfig, fit
@@ -97,6 +98,7 @@ class Run:
     cost: Cost
     batches: Any
     evaluate: Any
+    config_record: dict[str, Any]
 
     def fit(self, workdir: Path, title: str = "train") -> TrainState | None:
         """Trains in `workdir`, see `lmnoise.training.loop.fit`."""
@@ -107,6 +109,7 @@ class Run:
             workdir=workdir,
             evaluate=self.evaluate,
             cost=self.cost,
+            config_record=self.config_record,
             title=title,
         )
 
@@ -163,6 +166,7 @@ def build(config: ConfigDict) -> Run:
         evaluate=evaluator(
             population, model.loss, _sources(config, data) + _noise_sources(config, corruption)
         ),
+        config_record=_identity(config) | {"tokenizer_fingerprint": data.tokenizer_fingerprint},
     )
 
 
@@ -192,8 +196,14 @@ def _model_config(config: ConfigDict, data: Packed) -> TransformerConfig:
             f"config.model.vocab_size is {vocab_size} but the tokenizer {config.data.tokenizer} "
             f"has ids up to {data.vocab_size - 1}: set it to 0 or at least {data.vocab_size}"
         )
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UserError(
+            f"config.model.dtype must be float32 or bfloat16, not {config.model.dtype!r}"
+        )
     try:
-        return FAMILIES[family](vocab_size=vocab_size, context=config.data.length, **fields)
+        model = FAMILIES[family](vocab_size=vocab_size, context=config.data.length, **fields)
+        attention.choose(model.attention, dtype=model.dtype, length=model.context)
+        return model
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
 
@@ -299,7 +309,7 @@ def train(config: ConfigDict, workdir: Path, title: str = "train") -> tuple[Run,
       The run, and its final states, or None if a signal stopped it.
     """
     run = build(config)
-    checkpoint.claim(workdir, _identity(config))
+    checkpoint.claim(workdir, run.config_record)
     return run, run.fit(workdir, title)
 
 

@@ -71,6 +71,7 @@ def fit(
     workdir: Path,
     evaluate: Callable[[Any], Rows],
     cost: Cost,
+    config_record: dict[str, Any],
     title: str = "train",
 ) -> TrainState | None:
     """Trains to the end, from the last checkpoint of the work directory if there is one.
@@ -82,6 +83,7 @@ def fit(
       workdir: checkpoints, metrics and skipped batches live here.
       evaluate: the population's parameters to rows for the metrics, each with `member`.
       cost: for tokens/s and MFU.
+      config_record: the config as run, stored with every checkpoint (JSON).
       title: of the progress bar.
 
     Returns:
@@ -91,7 +93,7 @@ def fit(
       UserError: the loss kept failing after `max_rollbacks` rollbacks, or the disk is full.
     """
     with _StopSignals() as stop:
-        run = _Run(population, batches, config, workdir, evaluate, cost, title)
+        run = _Run(population, batches, config, workdir, evaluate, cost, config_record, title)
         try:
             return run.until_done(stop)
         finally:
@@ -101,8 +103,9 @@ def fit(
 class _Run:
     """The moving parts of one call of `fit`."""
 
-    def __init__(self, population, batches, config, workdir, evaluate, cost, title):
+    def __init__(self, population, batches, config, workdir, evaluate, cost, config_record, title):
         self.population, self.batches, self.config = population, batches, config
+        self.config_record = config_record
         self.workdir, self.evaluate, self.cost = workdir, evaluate, cost
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", keep=config.keep, keep_every=config.keep_every
@@ -227,7 +230,13 @@ class _Run:
 
     def _save(self) -> None:
         window = {name: pairs_M2.tolist() for name, pairs_M2 in self.window.items()}
-        meta = {"history": self.detector.history, "window": window}
+        meta = {
+            "history": self.detector.history,
+            "window": window,
+            "skipped": self.skipped,
+            "next_batch": data_index(self.step, self.skipped),
+            "config": self.config_record,
+        }
         with jax.transfer_guard("allow"):
             self.checkpoints.save(self.step, self.states, meta)
 
@@ -241,6 +250,8 @@ class _Run:
                 self.step, self.states, meta = restored
         self.detector = SpikeDetector(self.config.spikes, meta.get("history", ()))
         self.window = {name: np.asarray(v) for name, v in meta.get("window", {}).items()}
+        # A rollback after this checkpoint has skipped more than it knows.
+        self.skipped = sorted({*self.skipped, *meta.get("skipped", ())})
         self.staged = None
 
     def _roll_back(self, step: int, member: int) -> None:

@@ -137,13 +137,16 @@ def put_part(mesh: Mesh, leaf: np.ndarray, *, batch_axis: int | None) -> jax.Arr
 
     `batch_axis` goes over `data`; without one the leaf is the same everywhere.
     """
-    return jax.make_array_from_process_local_data(_over_data(mesh, batch_axis), leaf)
+    # With several processes JAX does not count this transfer among the explicit ones.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(_over_data(mesh, batch_axis), leaf)
 
 
 def put_whole(mesh: Mesh, leaf: np.ndarray, *, batch_axis: int) -> jax.Array:
     """Places a batch that every process has as a whole; `batch_axis` goes over `data`."""
     where = _over_data(mesh, batch_axis)
-    return jax.make_array_from_process_local_data(where, leaf, leaf.shape)
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(where, leaf, leaf.shape)
 
 
 def _over_data(mesh: Mesh, batch_axis: int | None) -> NamedSharding:

@@ -1,0 +1,185 @@
+"""AdamW against NumPy, schedules against their closed forms, tables of rates."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmnoise.training.optimizer import SCHEDULES, OptimizerConfig, make_optimizer, schedule
+
+
+def expected(config, step):
+    """The fraction of the peak at a step, from the closed forms; steps count from 1."""
+    total = config.cycle_steps if config.schedule == "cyclical" else config.steps
+    k = step % total + 1 if config.schedule == "cyclical" else step + 1
+    warmup = max(1, round(config.warmup_fraction * total))
+    final = config.final_fraction
+
+    def half_cosine(start, end, fraction):
+        return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
+
+    if config.schedule == "one_cycle" and k < warmup:
+        return half_cosine(1 / 25, 1.0, k / warmup)
+    if k < warmup:
+        return k / warmup
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "wsd":
+        decay = round(config.decay_fraction * total)
+        return 1.0 + (final - 1.0) * max(0, k - (total - decay)) / decay
+    return half_cosine(1.0, final, (k - warmup) / (total - warmup))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule(name):
+    config = OptimizerConfig(steps=50, schedule=name, cycle_steps=20, final_fraction=0.2)
+    values = jax.vmap(schedule(config))(jnp.arange(50))
+    np.testing.assert_allclose(values, [expected(config, k) for k in range(50)], atol=1e-6)
+    assert values[0] > 0
+    assert values.max() == pytest.approx(1.0)
+    last = 19 if name == "cyclical" else 49
+    assert values[last] == pytest.approx(1.0 if name == "constant" else 0.2, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.integers(1, 6),
+    warmup=st.floats(0, 1),
+    decay=st.floats(0, 1),
+    final=st.floats(0, 1),
+)
+def test_a_schedule_stays_finite_however_short(name, steps, warmup, decay, final):
+    config = OptimizerConfig(
+        steps=steps,
+        schedule=name,
+        cycle_steps=steps,
+        warmup_fraction=warmup,
+        decay_fraction=decay,
+        final_fraction=final,
+    )
+    values = [float(schedule(config)(jnp.int32(k))) for k in range(steps)]
+    assert all(-1e-6 <= value <= 1 + 1e-6 for value in values)
+    if name != "constant" and steps > 1:
+        assert values[-1] == pytest.approx(final, abs=1e-5)
+
+
+def numpy_adamw(config, params, gradients, rate, decay, decayed):
+    """AdamW as in arXiv 1711.05101, algorithm 2, after clipping; float64."""
+    params = {name: np.float64(value) for name, value in params.items()}
+    first = {name: np.zeros_like(value) for name, value in params.items()}
+    second = {name: np.zeros_like(value) for name, value in params.items()}
+    for k, gradient in enumerate(gradients):
+        norm = math.sqrt(sum((np.float64(g) ** 2).sum() for g in gradient.values()))
+        factor = min(1.0, config.clip_norm / norm)
+        for name, raw in gradient.items():
+            g = np.float64(raw) * factor
+            first[name] = config.b1 * first[name] + (1 - config.b1) * g
+            second[name] = config.b2 * second[name] + (1 - config.b2) * g**2
+            m = first[name] / (1 - config.b1 ** (k + 1))
+            v = second[name] / (1 - config.b2 ** (k + 1))
+            update = m / (np.sqrt(v) + config.epsilon)
+            if decayed[name]:
+                update = update + decay * params[name]
+            params[name] = params[name] - rate * expected(config, k) * update
+    return params
+
+
+def trees(count, scale, seed=0):
+    random = np.random.default_rng(seed)
+    shapes = {"kernel": (4, 3), "bias": (3,), "scale": (4,), "positions": (5, 4)}
+    draws = [
+        {n: (scale * random.normal(size=s)).astype(np.float32) for n, s in shapes.items()}
+        for _ in range(count)
+    ]
+    return draws[0] if count == 1 else draws
+
+
+@pytest.mark.parametrize("scale", [0.01, 3.0], ids=["unclipped", "clipped"])
+def test_adamw_is_adamw(scale):
+    config = OptimizerConfig(steps=12, schedule="wsd", epsilon=1e-6)
+    params, gradients = trees(1, 1.0, 1), trees(12, scale)
+    decayed = {"kernel": True, "bias": False, "scale": False, "positions": False}
+
+    @jax.jit
+    def train(params, rate, decay):
+        transformation = make_optimizer(config, params, rate, decay)
+        state = transformation.init(params)
+        for gradient in gradients:
+            updates, state = transformation.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    ours = train(params, 0.1, 0.3)
+    theirs = numpy_adamw(config, params, gradients, 0.1, 0.3, decayed)
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def run(config, rate, decay, count=5):
+    params = trees(1, 1.0, 1)
+    transformation = make_optimizer(config, params, rate, decay)
+    state = transformation.init(params)
+    for gradient in trees(count, 1.0):
+        updates, state = transformation.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_frozen_leaves_keep_their_bits_and_others_their_multiplier():
+    table = ((r"positions|bias", None), (r"scale", 0.5), (r".*", 1.0))
+    config = OptimizerConfig(steps=5, clip_norm=math.inf)
+    plain, start = run(config, 0.1, 0.0), trees(1, 1.0, 1)
+    params = run(dataclasses.replace(config, learning_rate_table=table), 0.1, 0.0)
+    for name in ("positions", "bias"):
+        assert np.array_equal(params[name], start[name])
+    np.testing.assert_array_equal(params["kernel"], plain["kernel"])
+    moved, half = plain["scale"] - start["scale"], params["scale"] - start["scale"]
+    np.testing.assert_allclose(half, 0.5 * moved, rtol=1e-4, atol=1e-7)
+
+
+def test_frozen_leaves_do_not_enter_the_norm_that_clips():
+    table = ((r"positions|bias|scale", None), (r".*", 1.0))
+    config = OptimizerConfig(steps=5, learning_rate_table=table)
+    params, start, gradients = run(config, 0.1, 0.0), trees(1, 1.0, 1), trees(5, 1.0)
+    alone = [{"kernel": g["kernel"]} for g in gradients]
+    theirs = numpy_adamw(config, {"kernel": start["kernel"]}, alone, 0.1, 0.0, {"kernel": True})
+    np.testing.assert_allclose(params["kernel"], theirs["kernel"], rtol=2e-5, atol=2e-6)
+
+
+def test_rates_may_be_traced():
+    config = OptimizerConfig(steps=5)
+    rates, decays = jnp.array([0.01, 0.1]), jnp.array([0.0, 0.5])
+    both = jax.jit(jax.vmap(lambda rate, decay: run(config, rate, decay)))(rates, decays)
+    for m in range(2):
+        alone = run(config, float(rates[m]), float(decays[m]))
+        for name in alone:
+            np.testing.assert_allclose(both[name][m], alone[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_that_misses_a_leaf_is_an_error():
+    config = OptimizerConfig(steps=5, learning_rate_table=((r"kernel", 1.0),))
+    with pytest.raises(KeyError, match="'bias'"):
+        run(config, 0.1, 0.0, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"schedule": "linear"},
+        {"schedule": "cyclical"},
+        {"warmup_fraction": 1.5},
+        {"final_fraction": -0.1},
+        {"clip_norm": 0.0},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        OptimizerConfig(steps=10, **wrong)
