@@ -14,7 +14,7 @@ from lmnoise.config import default_config, preset
 
 
 def laptop() -> ConfigDict:
-    """0.9M parameters, 1.5M tokens."""
+    """0.9M parameters, 2.0M tokens."""
     return default_config()
 
 

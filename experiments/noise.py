@@ -6,24 +6,34 @@ Prepares the corpora, trains every arm of the config (or resumes it), and writes
 same command goes on after a stop or a kill.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
 import noise_report
 from absl import flags
 from ml_collections import ConfigDict
+from noise_arm import Arm
 
 from lmnoise import cli
 from lmnoise import config as configs
 from lmnoise.data.packing import prepare
 from lmnoise.errors import UserError
 from lmnoise.report import provenance
-from lmnoise.train import train
+from lmnoise.train import members_of, train
 from lmnoise.training.metrics import read_rows
+
+AXES = ("seed", "kind", "rate")
 
 
 def arms(config: ConfigDict) -> dict[str, ConfigDict]:
-    """The config of each arm: `tokens` is the study's own, the others change it."""
+    """The config of each arm: `tokens` is the study's own, the others change it.
+
+    Raises:
+      UserError: a config that is not of this study, or an arm that its report could not compare.
+    """
+    if "arms" not in config:
+        raise UserError("this config has no arms: use one of configs/noise.py, such as its :demo")
     base = ConfigDict({k: v for k, v in config.to_dict().items() if k != "arms"})
     named = {"tokens": base.lock()}
     for name, changes in config.arms.items():
@@ -32,25 +42,45 @@ def arms(config: ConfigDict) -> dict[str, ConfigDict]:
             named[name].update(changes)
         except (KeyError, TypeError) as error:
             raise UserError(f"config.arms.{name} does not fit the config: {error}") from error
+    for name, arm in named.items():
+        _check(name, arm)
     return named
 
 
-def corpora(config: ConfigDict) -> list[str]:
-    """Every corpus that an arm reads, without repetition."""
-    names = [config.data.source, config.noise.source, *config.data.evaluate]
-    return [name for name in dict.fromkeys(names) if name]
+def _check(name: str, config: ConfigDict) -> None:
+    """The report pairs members by seed with the one at rate 0 and reads the corpus's own loss."""
+    rates = {member["rate"] for member in members_of(config)}
+    if 0 not in rates or len(rates) < 2:
+        raise UserError(f"config.members.rate of the arm {name} needs 0 and a rate above 0")
+    for axis, values in config.members.items():
+        if len(set(values)) < len(values) or (axis not in AXES and len(values) > 1):
+            raise UserError(
+                f"config.members.{axis} of the arm {name} is {values}: the study compares seeds, "
+                "kinds and rates, each once; run the others one by one"
+            )
+    if config.data.source not in config.data.evaluate:
+        raise UserError(
+            f"config.data.evaluate of the arm {name} must contain config.data.source, "
+            f"{config.data.source!r}: its loss is what noise is held against"
+        )
 
 
-def run_arm(config: ConfigDict, workdir: Path, name: str) -> noise_report.Arm | None:
-    """Prepares, trains and reads back one arm; None if a signal stopped it."""
-    for corpus in corpora(config):
-        prepare(corpus, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
+def prepare_all(configs_: dict[str, ConfigDict]) -> None:
+    """Prepares every corpus that an arm reads, so that nothing is missing after hours of work."""
+    for config in configs_.values():
+        names = [config.data.source, config.noise.source, *config.data.evaluate]
+        for name in dict.fromkeys(name for name in names if name):
+            prepare(name, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
+
+
+def run_arm(config: ConfigDict, workdir: Path, name: str) -> Arm | None:
+    """Trains and reads back one arm; None if a signal stopped it."""
     run, states = train(config, workdir, title=name)
     if states is None:
         return None
     final = [row for row in read_rows(workdir) if _is_final(row, config.train.steps)]
     measured = {row["member"]: row for row in final}
-    return noise_report.Arm(
+    return Arm(
         name=name,
         config=config,
         members=run.members,
@@ -71,15 +101,17 @@ def main() -> int:
     values = configs.parse()
     workdir = Path(values.workdir)
     folder = Path(values.report or workdir / "report")
+    named = arms(values.config)
+    prepare_all(named)
     done = []
-    for name, config in arms(values.config).items():
+    for name, config in named.items():
         arm = run_arm(config, workdir / name, name)
         if arm is None:
             print(f"stopped and saved in {workdir}; the same command resumes the study")
             return 0
         done.append(arm)
     origin = provenance(values.config, sorted({m["seed"] for a in done for m in a.members}))
-    command = f"python experiments/noise.py {' '.join(sys.argv[1:])}"
+    command = f"python experiments/noise.py {shlex.join(sys.argv[1:])}"
     figure = noise_report.write(folder, done, origin, values.config, command)
     print(f"report: {folder / 'report.md'} and {folder / 'report.html'}\nfigure: {figure}")
     return 0

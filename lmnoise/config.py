@@ -2,7 +2,8 @@
 
 import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -100,7 +101,8 @@ def parse(argv: list[str] | None = None) -> flags.FlagValues:
       UserError: an unknown flag or config key (with the nearest name), a value of the wrong
         type, a config file that is missing.
     """
-    argv = sys.argv if argv is None else argv
+    argv = _last_wins(sys.argv if argv is None else argv)
+    _check_config_file(argv)
     try:
         rest = flags.FLAGS(argv)
         for name in flags.FLAGS:
@@ -108,11 +110,22 @@ def parse(argv: list[str] | None = None) -> flags.FlagValues:
                 flags.FLAGS.config.keys()
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(_sentence(error, argv)) from error
-    except OSError as error:
-        raise UserError(f"{error}: name a config file, such as configs/noise.py:demo") from error
     if len(rest) > 1:
         raise UserError(f"what is {rest[1]!r}? Arguments have the form --name=value")
     return flags.FLAGS
+
+
+def _last_wins(argv: list[str]) -> list[str]:
+    """Of several values for one config key the last: by itself a tuple would take them all."""
+    last = {arg.split("=")[0]: n for n, arg in enumerate(argv) if arg.startswith("--config.")}
+    return [arg for n, arg in enumerate(argv) if last.get(arg.split("=")[0], n) == n]
+
+
+def _check_config_file(argv: list[str]) -> None:
+    for argument in argv:
+        path = argument.removeprefix("--config=").split(":")[0]
+        if path != argument.split(":")[0] and not Path(path).is_file():
+            raise UserError(f"there is no file {path}: name a config file, configs/lm.py:laptop")
 
 
 def define_config_flag() -> None:
@@ -123,19 +136,21 @@ def define_config_flag() -> None:
 
 def _sentence(error: Exception, argv: list[str]) -> str:
     """What went wrong, on one line, with the nearest key for one that does not exist."""
-    known = dict(_keys(default_config()))
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    known = [f"config.{key}" for key in _keys(default_config())]
     for argument in argv[1:]:
         key = argument.lstrip("-").split("=")[0]
-        if key.startswith("config.") and key.removeprefix("config.") not in known:
-            near = difflib.get_close_matches(key, [f"config.{k}" for k in known], n=1, cutoff=0.5)
+        unknown = key.startswith("config.") and key not in known
+        if unknown and any(f"'{part}'" in text for part in key.split(".")):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
             hint = f": did you mean {near[0]}?" if near else ""
             return f"there is no config key {key}{hint}"
-    return " ".join(str(error.args[0] if error.args else error).split())
+    return text
 
 
-def _keys(config: ConfigDict, prefix: str = ""):
+def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from _keys(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{name}"

@@ -5,6 +5,7 @@
 The same command resumes a run that was stopped or killed. `--config.a.b=value` changes a key.
 """
 
+import csv
 import dataclasses
 import itertools
 from pathlib import Path
@@ -41,8 +42,11 @@ _LEAST = {
     "model.layers": 1,
     "model.width": 1,
     "model.heads": 1,
+    "model.kv_heads": 0,
+    "model.mlp_width": 0,
     "model.vocab_size": 0,
     "model.logits_chunk": 1,
+    "noise.gaussian_std": 0,
     "train.steps": 1,
     "train.batch_size": 1,
     "train.accumulate": 1,
@@ -59,7 +63,7 @@ _LEAST = {
     "spikes.max_rollbacks": 0,
 }
 
-# Keys that may change between a run and its resumption: they move no number.
+# Keys that may change between a run and its resumption: they move no number beyond rounding.
 _FREE_KEYS = ("data.data_dir", "mesh", "train.members_at_once", "train.keep", "train.keep_every")
 
 
@@ -79,6 +83,11 @@ def members_of(config: ConfigDict) -> Members:
                 raise UserError(f"config.members.{name} cannot be {member[name]!r}")
         if not 0 <= member["rate"] < 1:
             raise UserError(f"config.members.rate must lie in [0, 1), not {member['rate']}")
+        if member["learning_rate"] <= 0 or member["weight_decay"] < 0:
+            raise UserError(
+                "config.members.learning_rate must be above 0 and weight_decay at least 0, not "
+                f"{member['learning_rate']} and {member['weight_decay']}"
+            )
         if not isinstance(member["seed"], int) or not 0 <= member["seed"] < 2**31:
             raise UserError(
                 f"config.members.seed must be an integer in [0, 2**31), not {member['seed']}"
@@ -164,9 +173,11 @@ def build(config: ConfigDict) -> Run:
         cost=Cost(tokens, tokens * model.flops_per_token(config.data.length)),
         batches=_batches(config, data, seeds, devices, "stream" in corruption.kinds),
         evaluate=evaluator(
-            population, model.loss, _sources(config, data) + _noise_sources(config, corruption)
+            population,
+            model.loss,
+            _sources(config, data) + _noise_sources(config, members, corruption),
         ),
-        config_record=_identity(config) | {"tokenizer_fingerprint": data.tokenizer_fingerprint},
+        config_record=_identity(config) | {"data_sha256": _data_sha256(config)},
     )
 
 
@@ -264,12 +275,13 @@ def _sources(config: ConfigDict, train: Packed) -> list[Source]:
         limit = config.data.evaluate_windows or None
         read = evaluation_batches(packed, config.data.length, config.train.batch_size, limit)
         tokens_D = np.diff(packed.ends, prepend=0)
-        sources.append(Source(name, list(read), packed.bytes / tokens_D))
+        sources.append(Source(name.strip("/"), list(read), packed.bytes / tokens_D))
     return sources
 
 
-def _noise_sources(config: ConfigDict, corruption: Corruption) -> list[Source]:
+def _noise_sources(config: ConfigDict, members: Members, corruption: Corruption) -> list[Source]:
     """Held-out noise of the kinds in use, named `noise-<kind>`; each row is a document."""
+    kinds = dict.fromkeys(m["kind"] for m in members if m["rate"] > 0)
     rows, length = config.train.batch_size, config.data.length
     document_BT = np.repeat(np.arange(rows, dtype=np.int32)[:, None], length + 1, axis=1)
     weights_BS = np.ones((rows, length), np.float32)
@@ -285,9 +297,15 @@ def _noise_sources(config: ConfigDict, corruption: Corruption) -> list[Source]:
             ],
             np.ones(rows),
         )
-        for kind in corruption.kinds
+        for kind in kinds
         if kind in TEXTLESS
     ]
+
+
+def _data_sha256(config: ConfigDict) -> dict[str, str]:
+    """What ties a run to the very tokens that it read, besides the names in its config."""
+    names = dict.fromkeys(n for n in (config.data.source, config.noise.source) if n)
+    return {name: _open(config, name, "train").meta["splits"]["train"]["sha256"] for name in names}
 
 
 def _identity(config: ConfigDict) -> dict[str, Any]:
@@ -310,7 +328,17 @@ def train(config: ConfigDict, workdir: Path, title: str = "train") -> tuple[Run,
     """
     run = build(config)
     checkpoint.claim(workdir, run.config_record)
+    _write_members(workdir, run.members)
     return run, run.fit(workdir, title)
+
+
+def _write_members(workdir: Path, members: Members) -> None:
+    """`members.csv`: which hyper-parameters the number `member` of the metrics stands for."""
+    if jax.process_index() == 0:
+        with open(workdir / "members.csv", "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["member", *members[0]])
+            writer.writerows([i, *member.values()] for i, member in enumerate(members))
 
 
 def main() -> int:

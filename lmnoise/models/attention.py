@@ -94,19 +94,25 @@ VARIANTS = {
 }
 
 
+_ONLY_ON = {"cudnn": "gpu", "splash": "tpu"}
+
+
 def choose(name: str, *, dtype: jnp.dtype, length: int) -> str:
     """The variant for `name`, with "auto" resolved for the default backend.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name, or a variant that the backend lacks.
     """
+    backend = jax.default_backend()
     if name == "auto":
-        backend = jax.default_backend()
-        if backend == "tpu" and length % 128 == 0:
+        # The compiler cannot partition a Pallas kernel over several devices by itself.
+        if backend == "tpu" and length % 128 == 0 and jax.device_count() == 1:
             return "splash"
         if backend == "gpu" and jnp.dtype(dtype) == jnp.bfloat16:
             return "cudnn"
         return "row_blocks" if backend == "cpu" else "plain"
     if name not in VARIANTS:
         raise ValueError(f"attention must be 'auto' or one of {sorted(VARIANTS)}, not {name!r}")
+    if _ONLY_ON.get(name, backend) != backend:
+        raise ValueError(f"attention {name!r} runs on {_ONLY_ON[name]} and this is {backend}")
     return name

@@ -69,6 +69,10 @@ class TransformerConfig:
                 f"{self.kv_heads}"
             )
 
+        if self.positions == "rotary" and self.head_width % 2:
+            raise ValueError(f"rotary positions need an even head width, not {self.head_width}")
+        attention.choose(self.attention, dtype=self.dtype, length=self.context)
+
     @property
     def head_width(self) -> int:
         return self.width // self.heads

@@ -69,14 +69,21 @@ def clean_loss_rise(
     return -np.log1p(-given_up / _probability("p_clean", p_clean))
 
 
-def largest_rise(share: ArrayLike) -> Array:
-    """The most that a share of noise can cost: `-log(1 - a)` nats per token of clean text.
+def largest_rise(share: ArrayLike, length: ArrayLike = 1) -> Array:
+    """The most that the optimum on the mixture gives up: `-log(1 - a) / S` nats per token.
 
-    The limit of `clean_loss_rise` for noise that was impossible before or is free to learn
-    (`k p_n -> 0`), and a bound for an unrestricted model too: the mixture itself gives every clean
-    outcome at least `1 - a` times its clean probability.
+    With `length` 1 it is the limit of `clean_loss_rise` for noise that the clean model finds
+    impossible (`k p_n -> 0`): Proposition 1 judges every token on its own. Noise that comes as
+    whole sequences of S tokens costs an unrestricted model less: the mixture itself gives every
+    clean sequence at least `1 - a` times its clean probability, so the price of not knowing which
+    kind of sequence it reads is paid once for S tokens. Both speak of the optimum: a model that
+    is small or not trained to the end may lose more or less.
+
+    Args:
+        share: a, in [0, 1).
+        length: S, tokens of a noise sequence.
     """
-    return -np.log1p(-_share(share))
+    return -np.log1p(-_share(share)) / np.asarray(length, np.float64)
 
 
 def harmless_bound(

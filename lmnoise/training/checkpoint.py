@@ -4,14 +4,11 @@ A checkpoint holds the states and a JSON object with what else the run needs (th
 detector's history, the metrics since the last log row).
 """
 
-import gc
 import itertools
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +43,7 @@ class Checkpoints:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,  # of a save that was killed
         )
+        _drop_chatter()
         handlers = {"states": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -71,9 +69,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the threads."""
-        self.wait()
-        self._manager.close()
+        """Waits and releases the threads; raises as `save` does."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def restore(self, abstract: Any, at_most: int | None = None) -> Restored | None:
         """The latest checkpoint that can be read, or None if there is none at all.
@@ -97,8 +97,7 @@ class Checkpoints:
         for step in steps:
             self._check_shapes(step, abstract)
             try:
-                with _quiet():
-                    restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+                restored = self._manager.restore(step, args=ocp.args.Composite(**args))
             except Exception as error:  # Orbax raises whatever its storage layers raise.
                 if _is_no_damage(error):
                     raise
@@ -122,8 +121,7 @@ class Checkpoints:
     def _check_shapes(self, step: int, abstract: Any) -> None:
         """Tells a checkpoint of another model from one that is damaged."""
         try:
-            with _quiet():
-                tree = self._manager.item_metadata(step)["states"].tree
+            tree = self._manager.item_metadata(step)["states"].tree
             stored = {_key(p): tuple(m.shape) for p, m in jax.tree_util.tree_leaves_with_path(tree)}
         except Exception:  # Damaged metadata: restoring will say so.
             return
@@ -149,21 +147,25 @@ class Checkpoints:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the storage layers from printing tracebacks about files that cannot be read."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    before, hook = [logger.disabled for logger in loggers], sys.unraisablehook
-    for logger in loggers:
-        logger.disabled = True
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()  # Abandoned tasks complain when they are collected.
-        sys.unraisablehook = hook
-        for logger, disabled in zip(loggers, before, strict=True):
-            logger.disabled = disabled
+def _drop_chatter() -> None:
+    """What Orbax prints about errors, with a traceback from every thread, it also raises."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_is_news)
+    previous = sys.unraisablehook
+    if getattr(previous, "__name__", "") == "drop_storage":
+        return
+
+    def drop_storage(unraisable):
+        text = str(unraisable.exc_value)
+        if "Event loop is closed" not in text and "error while reading array" not in text:
+            previous(unraisable)
+
+    # For good: the storage layers' threads may be calling a hook while it is taken away.
+    sys.unraisablehook = drop_storage
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname and "never retrieved" not in record.getMessage()
 
 
 def _is_no_damage(error: Exception) -> bool:
@@ -203,27 +205,40 @@ class _full_disk_is_a_user_error:
 def claim(workdir: Path, config: dict[str, Any]) -> None:
     """Makes the work directory this config's own, or checks that it is.
 
+    A directory in which nothing has been trained yet goes to whoever comes.
+
     Raises:
       UserError: it belongs to another config; the message names the first difference.
     """
     path = workdir / "config.json"
-    mine = _flatten(json.loads(json.dumps(config)))
-    if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        temporary = workdir / f"config.json.{jax.process_index()}.tmp"
-        temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+    if path.exists() and _has_progress(workdir):
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON: restore it or use another --workdir") from error
+        refuse_difference(workdir, theirs, config)
         return
-    try:
-        theirs = _flatten(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: restore it or use another --workdir") from error
+    workdir.mkdir(parents=True, exist_ok=True)
+    temporary = workdir / f"config.json.{jax.process_index()}.tmp"
+    temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def refuse_difference(place: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    """Raises a UserError that names the first key in which two configs differ, if any."""
+    theirs, mine = _flatten(theirs), _flatten(json.loads(json.dumps(mine)))
     for key in sorted(mine.keys() | theirs.keys()):
         if mine.get(key) != theirs.get(key):
             raise UserError(
-                f"{workdir} belongs to a run with config.{key} = {theirs.get(key)!r} and this one "
+                f"{place} belongs to a run with config.{key} = {theirs.get(key)!r} and this one "
                 f"has {mine.get(key)!r}: use another --workdir or the same config"
             )
+
+
+def _has_progress(workdir: Path) -> bool:
+    steps = (workdir / "checkpoints").glob("[0-9]*")
+    metrics = workdir / "metrics.jsonl"
+    return any(steps) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lmnoise.errors import UserError
-from lmnoise.training.checkpoint import Checkpoints
+from lmnoise.training.checkpoint import Checkpoints, refuse_difference
 from lmnoise.training.hardware import peak_flops
 from lmnoise.training.metrics import MetricsWriter
 from lmnoise.training.population import Population, mean
@@ -80,7 +80,8 @@ def fit(
       population: compiled steps and states.
       batches: this process's rows of batch k, for any k.
       config: lengths and intervals.
-      workdir: checkpoints, metrics and skipped batches live here.
+      workdir: checkpoints, metrics and skipped batches live here. The step and the skipped
+        batches are the position in the data.
       evaluate: the population's parameters to rows for the metrics, each with `member`.
       cost: for tokens/s and MFU.
       config_record: the config as run, stored with every checkpoint (JSON).
@@ -111,7 +112,8 @@ class _Run:
             workdir / "checkpoints", keep=config.keep, keep_every=config.keep_every
         )
         self.skipped: list[int] = _read_json(workdir / "skipped.json", [])
-        self.rollbacks = 0
+        # Rollbacks since a checkpoint was saved beyond the last spike.
+        self.rollbacks, self.spike_step = 0, -1
         self._restore()
         # Of several processes the first writes what all of them know.
         first = jax.process_index() == 0
@@ -208,7 +210,7 @@ class _Run:
             flops = steps * self.cost.flops / seconds
             peak = peak_flops()
             text += f", {flops / 1e12:.3g} TFLOP/s"
-            text += f", MFU {flops / peak:.1%}" if peak else ""
+            text += f", MFU {flops / peak:.1%} of {peak / 1e12:,.0f}" if peak else ""
         self.bar.set_postfix_str(text, refresh=False)
         if steps >= 10 * self.config.dispatch:
             self.clock = (time.perf_counter(), step)
@@ -227,6 +229,8 @@ class _Run:
         every = self.config.checkpoint_every
         if end or (every and self.step % every == 0):
             self._save()
+            if self.step > self.spike_step:
+                self.rollbacks = 0
 
     def _save(self) -> None:
         window = {name: pairs_M2.tolist() for name, pairs_M2 in self.window.items()}
@@ -234,7 +238,6 @@ class _Run:
             "history": self.detector.history,
             "window": window,
             "skipped": self.skipped,
-            "next_batch": data_index(self.step, self.skipped),
             "config": self.config_record,
         }
         with jax.transfer_guard("allow"):
@@ -248,6 +251,7 @@ class _Run:
                 self.step, self.states, meta = 0, self.population.init(), {}
             else:
                 self.step, self.states, meta = restored
+                refuse_difference(self.workdir, meta["config"], self.config_record)
         self.detector = SpikeDetector(self.config.spikes, meta.get("history", ()))
         self.window = {name: np.asarray(v) for name, v in meta.get("window", {}).items()}
         # A rollback after this checkpoint has skipped more than it knows.
@@ -258,11 +262,12 @@ class _Run:
         self.rollbacks += 1
         if self.rollbacks > self.config.spikes.max_rollbacks:
             raise UserError(
-                f"the loss of member {member} failed again at step {step} after "
-                f"{self.config.spikes.max_rollbacks} rollbacks: lower the learning rate or look at "
-                f"batches {self.skipped} of the data; the last good checkpoint is in "
+                f"the loss of member {member} (see members.csv) failed again at step {step} after "
+                f"{self.config.spikes.max_rollbacks} rollbacks: lower its learning rate, leave it "
+                f"out, or look at batches {self.skipped} of the data; what was saved is in "
                 f"{self.checkpoints.folder}"
             )
+        self.spike_step = step
         # A checkpoint from among the suspicious steps may hold the harm already.
         first = max(0, step - self.config.spikes.skip + 1)
         self._restore(at_most=first)

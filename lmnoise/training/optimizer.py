@@ -51,6 +51,8 @@ class OptimizerConfig:
         for name in ("warmup_fraction", "decay_fraction", "final_fraction", "b1", "b2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.b1 == 1 or self.b2 == 1:
+            raise ValueError("b1 and b2 must be below 1")
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0 (inf clips nothing), not {self.clip_norm}")
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -23,7 +24,7 @@ def member_arrays(members: Sequence[dict[str, float | int]]) -> dict[str, np.nda
 
 
 def map_members(function: Callable[..., Any], mesh: Mesh, group: int, *operands: Any) -> Any:
-    """Maps over the leading axis of the operands: the one place that decides how.
+    """Maps over the leading axis of the operands.
 
     Members are spread over the mesh axis `member`; those of one device run one `group` after
     the other, a group at once under `vmap`.
@@ -33,22 +34,58 @@ def map_members(function: Callable[..., Any], mesh: Mesh, group: int, *operands:
       group: members at once; 0 picks 1 on CPU, where a wide `vmap` only costs memory, and all
         elsewhere.
     """
-    count = jax.tree.leaves(operands)[0].shape[0]
-    shards = mesh.shape["member"]
-    local = count // shards
+
+    def run(*local):
+        return jax.lax.map(lambda xs: function(*xs), local, batch_size=_at_once(group, local))
+
+    return _over_shards(run, mesh, *operands)
+
+
+def update_members(
+    function: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh, group: int, states: Any, rest: Any
+) -> tuple[Any, Any]:
+    """`map_members` of `function(state, rest) -> (state, result)`.
+
+    Members that run one by one are updated in place, so that donated states need no second copy.
+    """
+
+    def run(states, rest):
+        if _at_once(group, rest) is not None:
+            return jax.lax.map(
+                lambda xs: function(*xs), (states, rest), batch_size=_at_once(group, rest)
+            )
+
+        def one(states, index):
+            own, its_rest = jax.tree.map(lambda a: a[index], (states, rest))
+            own, result = function(own, its_rest)
+            return jax.tree.map(lambda a, new: a.at[index].set(new), states, own), result
+
+        return jax.lax.scan(one, states, jnp.arange(_count(rest)))
+
+    return _over_shards(run, mesh, states, rest)
+
+
+def _count(operands: Any) -> int:
+    return jax.tree.leaves(operands)[0].shape[0]
+
+
+def _at_once(group: int, operands: Any) -> int | None:
+    """Members at once; None for one, which needs no `vmap`.
+
+    A `vmap` of one would turn a branch on a member's kind of noise into computing all kinds.
+    """
     if group == 0:
-        group = 1 if jax.default_backend() == "cpu" else local
+        group = 1 if jax.default_backend() == "cpu" else _count(operands)
+    size = min(group, _count(operands))
+    return size if size > 1 else None
 
-    # A group of one is mapped without `vmap`, which would turn a branch on a member's kind of
-    # noise into the computation of all kinds.
-    batch_size = min(group, local) if min(group, local) > 1 else None
 
-    def run(*local_operands):
-        return jax.lax.map(lambda xs: function(*xs), local_operands, batch_size=batch_size)
-
+def _over_shards(run: Callable[..., Any], mesh: Mesh, *operands: Any) -> Any:
+    """Runs each device's part of the members, spread over the mesh axis `member`."""
+    count, shards = _count(operands), mesh.shape["member"]
     if shards == 1:
         return run(*operands)
-    split = jax.tree.map(lambda a: a.reshape(shards, local, *a.shape[1:]), operands)
+    split = jax.tree.map(lambda a: a.reshape(shards, count // shards, *a.shape[1:]), operands)
     mapped = jax.vmap(run, spmd_axis_name="member")(*split)
     return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), mapped)
 
@@ -96,7 +133,7 @@ class Population:
 
                 return jax.lax.scan(step, state, batches)
 
-            return map_members(of_member, mesh, group, states, members)
+            return update_members(of_member, mesh, group, states, members)
 
         self.shardings = meshes.state_shardings(
             mesh, jax.eval_shape(init_all, self.members), sharding

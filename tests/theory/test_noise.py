@@ -1,5 +1,7 @@
 """Proposition 1 against direct numerical optimisation, and against an exactly solvable mixture."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -118,6 +120,21 @@ def test_disjoint_supports_reach_the_largest_rise():
     optimum = (1 - a) * clean + a * np.array([0.0, 0.0, 0.0, 0.5, 0.5])
     rise = np.sum(clean[:3] * np.log(clean[:3] / optimum[:3]))
     assert rise == pytest.approx(float(noise.largest_rise(a)))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8])
+def test_noise_in_whole_rows_costs_less_the_longer_the_row(length):
+    # All rows of `length` bits: clean bits are Bernoulli(0.9), noise rows are uniform. The exact
+    # optimum on the mixture is the mixture itself.
+    a = 0.2
+    rows = np.array(list(itertools.product([0, 1], repeat=length)))
+    clean = np.prod(np.where(rows == 1, 0.9, 0.1), axis=1)
+    mixture = (1 - a) * clean + a * 0.5**length
+    rise = np.sum(clean * np.log(clean / mixture)) / length
+    assert 0 < rise < noise.largest_rise(a, length)
+    # Rows that share no outcome with the clean ones reach the bound exactly.
+    disjoint = -np.sum(clean * np.log((1 - a) * clean / clean)) / length
+    assert disjoint == pytest.approx(float(noise.largest_rise(a, length)))
 
 
 @given(SHARE, PROBABILITY, PROBABILITY, EXCHANGE)

@@ -272,13 +272,21 @@ def test_a_work_directory_belongs_to_its_config(tmp_path):
 )
 def test_another_config_is_refused_by_the_key(tmp_path, other, words):
     claim(tmp_path, CONFIG)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(UserError, match=words):
         claim(tmp_path, CONFIG | other)
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_work_directory_without_progress_goes_to_the_next_config(tmp_path):
+    claim(tmp_path, CONFIG)
+    claim(tmp_path, CONFIG | {"more": 1})
+    assert json.loads((tmp_path / "config.json").read_text())["more"] == 1
+
+
 def test_a_damaged_config_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
     with pytest.raises(UserError, match=r"config\.json is not JSON"):
         claim(tmp_path, CONFIG)
