@@ -16,7 +16,7 @@ LABELS = {
     "shuffled": "shuffled rows",
     "repeated": "repeated spans",
     "dropped": "rows dropped (control)",
-    "stream": "other text",
+    "stream": "rows of the other corpus",
 }
 
 

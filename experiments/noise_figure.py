@@ -102,4 +102,4 @@ def _draw_others(axis, arm: Arm, others: Sequence[str]) -> None:
             _bars(axis, shares, estimates, color=colour, linestyle=line, label=label)
     axis.set_ylabel("rise over the clean twin (nats per token)")
     axis.set_title("Other held-out text")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, handlelength=4)
