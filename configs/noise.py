@@ -5,9 +5,9 @@ Command:
 
 Cost: `demo` about 4 minutes on two cores; `laptop` about an hour on two busy cores. Estimates, not
 yet run: `gpu` an hour on one GPU of 80 GB; `pod` a day on a TPU v5p-128 or 64 GPUs.
-Expected of `laptop`: 20 % of uniform noise raises the clean loss by 0.13 nats per token, and so does
-the control that loses the same rows without noise; with the clean tokens fixed nothing moves. The
-report says for each run whether a harm of the noise itself shows.
+Expected of `laptop`: 20 % of uniform noise raises the clean loss by 0.13 nats per token, and so
+does the control that loses the same rows without noise; with the clean tokens fixed nothing moves.
+The report says for each run whether a harm of the noise itself shows.
 
 The study trains its arms one after the other: the config itself (`tokens`), and the config with
 the changes under each `config.arms.<name>`. Every arm compares its members with the clean member

@@ -1,6 +1,7 @@
 """The config of a training run: one tree of defaults, and how the command line changes it."""
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -141,7 +142,8 @@ def _sentence(error: Exception, argv: list[str]) -> str:
     for argument in argv[1:]:
         key = argument.lstrip("-").split("=")[0]
         unknown = key.startswith("config.") and key not in known
-        if unknown and any(f"'{part}'" in text for part in key.split(".")):
+        parts = key.split(".")[1:]
+        if unknown and any(re.search(rf"\b{re.escape(part)}\b", text) for part in parts):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
             hint = f": did you mean {near[0]}?" if near else ""
             return f"there is no config key {key}{hint}"

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lmnoise.data.packing import prepare
+from lmnoise.errors import UserError
 from lmnoise.report import provenance
 from lmnoise.train import train
 from lmnoise.training import mesh
@@ -28,6 +30,7 @@ def load(path):
 
 
 CONFIGS = {path.stem: load(path) for path in sorted((ROOT / "configs").glob("*.py"))}
+NAMES = ("first", "second", "third")
 PRESETS = [(stem, preset) for stem, module in CONFIGS.items() for preset in module.PRESETS]
 
 
@@ -40,10 +43,10 @@ def one_device(monkeypatch):
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory):
-    """Two small corpora of invented words, as a user's folders, and the data directory."""
+    """Small corpora of invented words, as a user's folders, and the data directory."""
     root = tmp_path_factory.mktemp("studies")
     rng = np.random.default_rng(0)
-    for name in ("first", "second"):
+    for name in NAMES:
         (root / name).mkdir()
         for i in range(60):
             letters = rng.choice(list("aeiou nrst"), size=(80, 5))
@@ -53,21 +56,25 @@ def corpora(tmp_path_factory):
 
 def shrink(config: ConfigDict, corpora: Path) -> ConfigDict:
     """The same config at the smallest width, on small corpora, for two steps."""
-    first, second = str(corpora / "first"), str(corpora / "second")
+    used = dict.fromkeys([*config.data.evaluate, config.data.source, config.noise.source or None])
+    stands = {name: str(corpora / small) for name, small in zip(used, NAMES, strict=False)}
     small = ConfigDict(config.to_dict()).lock()
+    small.data.update(dict(tokenizer="bytes", data_dir=str(corpora / "data"), length=16))
     small.data.update(
-        dict(source=first, tokenizer="bytes", data_dir=str(corpora / "data"), length=16)
+        dict(
+            source=stands[config.data.source],
+            evaluate=tuple(stands[name] for name in config.data.evaluate),
+            evaluate_windows=8,
+        )
     )
-    small.data.update(dict(evaluate=(first, second)[: len(config.data.evaluate)]))
-    small.data.evaluate_windows = 8
-    small.noise.source = second if config.noise.source else ""
+    small.noise.source = stands[config.noise.source] if config.noise.source else ""
     small.model.update(dict(layers=2, width=16, heads=2, kv_heads=0, mlp_width=0))
     small.model.vocab_size = 0 if config.model.vocab_size == 0 else 320
     small.members.seed = config.members.seed[:2]
     small.mesh.update(dict(member=1, data=0, model=1))
     small.train.update(dict(steps=2, batch_size=8, log_every=1, evaluate_every=0))
     small.train.update(dict(checkpoint_every=2, keep_every=0, accumulate=1))
-    for name in (small.data.source, second):
+    for name in {small.data.source, small.noise.source, *small.data.evaluate} - {""}:
         prepare(name, data_dir=small.data.data_dir, tokenizer="bytes")
     return small
 
@@ -98,20 +105,26 @@ def test_the_noise_study_reports_every_arm(preset, corpora, tmp_path):
         assert f"]({'<'}{arm}.png>)" in report
     table = (tmp_path / "report" / "tokens.csv").read_text().splitlines()
     first = done[0]
-    assert len(table) == 1 + len(first.sources) * (1 + len(first.kinds) * len(first.rates))
+    texts = len({first.own, *first.others})
+    assert len(table) == 1 + texts * (1 + len(first.kinds) * len(first.rates))
+    for arm, text in zip(done, report.split("\n## ")[1:], strict=False):
+        # The report cuts absolute paths down to their last name.
+        assert re.search(rf"Trained on `\S*{Path(arm.own).name}`", text)
+        assert arm.own == arm.config.data.source
+        assert arm.own not in arm.others
 
 
 def test_differences_are_paired_by_seed():
-    noise_report = load(ROOT / "experiments" / "noise_report.py")
+    noise_arm = load(ROOT / "experiments" / "noise_arm.py")
     members = [
         {"seed": seed, "kind": kind, "rate": rate}
         for seed in (3, 1)
         for kind, rate in (("uniform", 0.0), ("uniform", 0.2), ("dropped", 0.2))
     ]
     losses = [5.0, 5.5, 5.2, 3.0, 3.3, 3.1]
-    arm = noise_report.Arm(
+    arm = noise_arm.Arm(
         name="tokens",
-        config=ConfigDict(dict(data=dict(evaluate=("text",)))),
+        config=ConfigDict(dict(data=dict(source="text", evaluate=("text",)))),
         members=members,
         parameters=1,
         vocab_size=4,
@@ -121,3 +134,26 @@ def test_differences_are_paired_by_seed():
     assert rise.mean == pytest.approx(0.4)
     assert rise.standard_error == pytest.approx(0.1)
     assert arm.rise("text", "uniform", 0.2, over="dropped").mean == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"members": {"rate": (0.1,)}}, "config.members.rate of the arm tokens needs 0"),
+        ({"members": {"learning_rate": (1e-3, 3e-3)}}, "config.members.learning_rate of the arm"),
+        ({"members": {"seed": (1, 1)}}, "config.members.seed of the arm"),
+        ({"data": {"evaluate": ("imdb",)}}, "must contain config.data.source, 'sotu'"),
+    ],
+)
+def test_a_study_that_cannot_be_compared_is_refused_before_training(change, words):
+    noise = load(ROOT / "experiments" / "noise.py")
+    config = CONFIGS["noise"].get_config("demo")
+    config.update(change)
+    with pytest.raises(UserError, match=words):
+        noise.arms(config)
+
+
+def test_a_config_of_another_study_is_refused():
+    noise = load(ROOT / "experiments" / "noise.py")
+    with pytest.raises(UserError, match="has no arms"):
+        noise.arms(CONFIGS["lm"].get_config("laptop"))
