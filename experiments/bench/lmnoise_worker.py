@@ -1,0 +1,137 @@
+"""Contenders: this library's training of one run or a population, and a bare matrix product.
+
+Started by train.py with its own interpreter.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from protocol import resident_peak, serve
+
+from lmnoise.data.corruption import Corruption
+from lmnoise.models.transformer import LanguageModel, gpt2
+from lmnoise.training.hardware import peak_flops
+from lmnoise.training.mesh import make_mesh
+from lmnoise.training.optimizer import OptimizerConfig
+from lmnoise.training.population import Population, mean, member_arrays
+
+
+class Training:
+    """Dispatches as `lmnoise.training.loop` does: staged ahead, metrics read one late."""
+
+    def __init__(self, spec):
+        shape, self.members = spec["shape"], spec["members"]
+        model = LanguageModel(
+            gpt2(
+                vocab_size=shape["vocab_size"],
+                context=shape["length"],
+                layers=shape["layers"],
+                width=shape["width"],
+                heads=shape["heads"],
+                bias=False,
+                dtype=spec["dtype"],
+            )
+        )
+        self.population = Population(
+            init=model.init,
+            loss=model.loss,
+            transform=Corruption(shape["vocab_size"], kinds=("uniform",)),
+            optimizer=OptimizerConfig(
+                steps=1_000_000,
+                schedule="constant",
+                warmup_fraction=0.0,
+                # nanoGPT decays every matrix, the positions too.
+                decay_table=((r"(.*/)?(bias|scale)", False), (r".*", True)),
+            ),
+            members=member_arrays([_member(m, spec) for m in range(self.members)]),
+            mesh=make_mesh(devices=jax.devices()[:1]),
+        )
+        self.states = self.population.init()
+        self.dispatch, self.step = spec["dispatch"], 0
+        tokens_T = np.fromfile(spec["tokens"], np.int32)
+        self.tokens_PBT = tokens_T.reshape(-1, shape["batch"], shape["length"] + 1)
+        self.facts = _facts() | {
+            "parameters": model.parameter_count,
+            "flops_per_token": model.flops_per_token(shape["length"]),
+        }
+
+    def advance(self, steps):
+        pending, staged = None, self._stage()
+        with jax.transfer_guard("disallow"):
+            for done in range(self.dispatch, steps + 1, self.dispatch):
+                self.states, metrics = self.population.steps(self.states, staged)
+                self.step += self.dispatch
+                staged = self._stage() if done < steps else None
+                jax.device_get(pending)
+                pending = metrics
+            jax.block_until_ready(self.states)
+            loss_M = mean(jax.device_get(pending)["loss"][:, -1:], 1)
+        return float(loss_M[0])
+
+    def _stage(self):
+        batches = []
+        for step in range(self.step, self.step + self.dispatch):
+            # Every member reads a stream of its own, as runs of different seeds do.
+            rows = [(step + member) % len(self.tokens_PBT) for member in range(self.members)]
+            batches.append({"tokens": self.tokens_PBT[rows], "index": np.int32(step)})
+        return self.population.stage(batches)
+
+    def memory(self):
+        return _memory()
+
+
+class Matmul:
+    """Square products one after the other: what the compiler's own product reaches here."""
+
+    def __init__(self, spec):
+        size = 1024 if jax.default_backend() == "cpu" else 8192
+        self.x = jnp.full((size, size), 1 / size, spec["dtype"])
+        self.facts = _facts() | {"flops_per_step": 2 * size**3}
+
+        def products(x, count):
+            def multiply(_, y):
+                return jnp.dot(x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+            return jax.lax.fori_loop(0, count, multiply, x)
+
+        self.products = jax.jit(products)
+
+    def advance(self, steps):
+        return float(self.products(self.x, steps)[0, 0])
+
+    def memory(self):
+        return _memory()
+
+
+def _member(member, spec):
+    return {
+        "seed": member,
+        "stream": member,
+        "kind": 0,
+        "rate": 0.0,
+        "learning_rate": spec["learning_rate"],
+        "weight_decay": 0.1,
+    }
+
+
+def _facts():
+    peak = peak_flops()
+    return {
+        "device": jax.devices()[0].device_kind,
+        "peak_flops": peak and peak / jax.device_count(),
+        "versions": {},
+    }
+
+
+def _memory():
+    if jax.default_backend() == "cpu":
+        return resident_peak()
+    return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+
+
+def build(spec):
+    return Matmul(spec) if spec["kind"] == "product" else Training(spec)
+
+
+if __name__ == "__main__":
+    serve(build)
