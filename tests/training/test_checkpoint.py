@@ -241,8 +241,11 @@ def test_another_shape_is_a_user_error(folder, shapes, words):
 
 def test_leftovers_of_a_killed_save_are_no_checkpoint(folder):
     shutil.copytree(folder / "30", folder / "40.orbax-checkpoint-tmp")
-    assert restore(folder).step == 30
-    assert not (folder / "40.orbax-checkpoint-tmp").exists()
+    checkpoints = Checkpoints(folder, keep=3)
+    assert checkpoints.restore(abstract()).step == 30
+    checkpoints.save(50, states(50), {})
+    checkpoints.close()
+    assert sorted(p.name for p in folder.iterdir()) == ["20", "30", "50"]
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
