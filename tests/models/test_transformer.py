@@ -368,9 +368,10 @@ def test_config_errors(fields, message):
 
 
 def test_unknown_attention():
-    model = replace(GPT2, attention="flash")
-    with pytest.raises(ValueError, match="flash"):
-        model.features(fresh(GPT2), jnp.zeros((1, 4), jnp.int32))
+    with pytest.raises(ValueError, match="'flash'"):
+        replace(GPT2, attention="flash")
+    with pytest.raises(ValueError, match="runs on gpu and this is cpu"):
+        replace(GPT2, attention="cudnn")
 
 
 @CONFIGS
