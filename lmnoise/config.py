@@ -52,6 +52,7 @@ _DEFAULTS = dict(
         logits_chunk=4096,
     ),
     optimizer=dict(
+        algorithm="adamw",
         schedule="cosine",
         warmup_fraction=0.1,
         decay_fraction=0.2,
@@ -60,7 +61,9 @@ _DEFAULTS = dict(
         b1=0.9,
         b2=0.95,
         epsilon=1e-8,
+        momentum=0.0,  # of algorithm "sgd"
         clip_norm=1.0,
+        decay_to="zero",  # "start": weight decay pulls towards the parameters at the start
     ),
     train=dict(
         steps=1000,

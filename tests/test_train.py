@@ -308,12 +308,13 @@ def test_a_work_directory_has_one_config(server, data, whole, tmp_path):
 def test_values_of_overrides(server, data, tmp_path):
     """A value for a tuple is a tuple of one, and of several values for a key the last counts."""
     workdir = tmp_path / "run"
-    status, _, err = server.run(
-        CONFIG, f"--workdir={workdir}", *data, *SHORT, "--config.members.rate=0.1"
-    )
+    values = ["members.rate=0.1", "optimizer.algorithm=sgd", "optimizer.decay_to=start"]
+    overrides = [f"--config.{value}" for value in [*values, "optimizer.momentum=0.9"]]
+    status, _, err = server.run(CONFIG, f"--workdir={workdir}", *data, *SHORT, *overrides)
     assert status == 0, err
     config = json.loads((workdir / "config.json").read_text())
     assert config["members"]["rate"] == [0.1]
+    assert config["optimizer"]["algorithm"] == "sgd"
     assert config["train"]["steps"] == 4
 
 
@@ -337,6 +338,9 @@ def test_values_of_overrides(server, data, tmp_path):
         (["--config.model.attention=none"], ["config.model", "attention"]),
         (["--config.optimizer.schedule=linear"], ["config.optimizer", "schedule"]),
         (["--config.optimizer.clip_norm=0.0"], ["config.optimizer", "clip_norm"]),
+        (["--config.optimizer.algorithm=lion"], ["config.optimizer", "algorithm", "sgd"]),
+        (["--config.optimizer.momentum=0.9"], ["config.optimizer", "momentum", "adamw"]),
+        (["--config.optimizer.decay_to=mean"], ["config.optimizer", "decay_to", "start"]),
         (["--config.members.rate=(1.0,)"], ["config.members.rate", "[0, 1)"]),
         (["--config.members.rate=(-0.1,)"], ["config.members.rate", "[0, 1)"]),
         (["--config.members.rate=('a',)"], ["config.members.rate", "'a'"]),

@@ -1,8 +1,8 @@
-"""AdamW and its schedules, from traced hyper-parameters and tables of path patterns."""
+"""AdamW, SGD and their schedules, from traced hyper-parameters and tables of path patterns."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,21 @@ from lmnoise import tree
 
 NO_DECAY: tree.Table = ((r"(.*/)?(bias|scale|positions)", False), (r".*", True))
 SCHEDULES = ("cosine", "wsd", "one_cycle", "cyclical", "constant")
+ALGORITHMS = ("adamw", "sgd")
+DECAY_TO = ("zero", "start")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW after clipping by the global norm.
+    """AdamW or SGD after clipping by the global norm.
 
     Attributes:
       steps: length of the schedule.
+      algorithm: "adamw", whose weight decay is decoupled (arXiv 1711.05101); or "sgd", whose
+        weight decay wd is exactly the gradient of `wd/2 ||w||^2`, added after clipping.
+      momentum: of "sgd": the step follows `m <- momentum * m + gradient`.
+      decay_to: "zero"; or "start": weight decay pulls towards the parameters with which the
+        state was made, which it keeps (one more copy of those that decay).
       schedule: "cosine"; "wsd" (warm-up, stable, linear decay over the last `decay_fraction`);
         "one_cycle" (cosine up from 1/25 of the peak and down, arXiv 1708.07120); "cyclical" (a
         warm-up and a cosine every `cycle_steps`); "constant" after warm-up.
@@ -31,6 +38,7 @@ class OptimizerConfig:
     """
 
     steps: int
+    algorithm: str = "adamw"
     schedule: str = "cosine"
     warmup_fraction: float = 0.1
     decay_fraction: float = 0.2
@@ -39,13 +47,20 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.95
     epsilon: float = 1e-8
+    momentum: float = 0.0
     clip_norm: float = 1.0
+    decay_to: str = "zero"
     decay_table: tree.Table = NO_DECAY
     learning_rate_table: tree.Table = ((r".*", 1.0),)
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {SCHEDULES}, not {self.schedule!r}")
+        for name, choices in (
+            ("schedule", SCHEDULES),
+            ("algorithm", ALGORITHMS),
+            ("decay_to", DECAY_TO),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, not {getattr(self, name)!r}")
         if self.schedule == "cyclical" and self.cycle_steps < 1:
             raise ValueError("schedule 'cyclical' needs cycle_steps >= 1, the steps of an epoch")
         for name in ("warmup_fraction", "decay_fraction", "final_fraction", "b1", "b2"):
@@ -53,6 +68,10 @@ class OptimizerConfig:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
         if self.b1 == 1 or self.b2 == 1:
             raise ValueError("b1 and b2 must be below 1")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
+        if self.momentum and self.algorithm != "sgd":
+            raise ValueError(f"momentum is for 'sgd', not {self.algorithm!r}, which has b1")
         if not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0 (inf clips nothing), not {self.clip_norm}")
 
@@ -95,7 +114,7 @@ def make_optimizer(
     learning_rate: float | jax.Array,
     weight_decay: float | jax.Array,
 ) -> optax.GradientTransformation:
-    """AdamW for parameters of this structure; rate and decay may be traced, one a member.
+    """The algorithm for parameters of this structure; rate and decay may be traced, one a member.
 
     Raises:
       KeyError: a table matches no pattern to some leaf.
@@ -104,17 +123,48 @@ def make_optimizer(
         lambda name, _: _Multiplier(tree.lookup(config.learning_rate_table, name)), params
     )
     fraction = schedule(config)
-    adamw = optax.chain(
+    decay = _decay(config, params, weight_decay)
+    if config.algorithm == "adamw":
+        update = [optax.scale_by_adam(config.b1, config.b2, config.epsilon), decay]
+    else:
+        update = [decay, optax.trace(config.momentum)] if config.momentum else [decay]
+    trained = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.b1, config.b2, config.epsilon),
-        optax.add_decayed_weights(weight_decay, tree.select(config.decay_table, params)),
+        *update,
         optax.scale_by_schedule(lambda count: -learning_rate * fraction(count)),
         _scale_leaves(multipliers),
     )
     labels = jax.tree.map(lambda m: "frozen" if m.value is None else "trained", multipliers)
     if "frozen" not in jax.tree.leaves(labels):
-        return adamw
-    return optax.multi_transform({"trained": adamw, "frozen": optax.set_to_zero()}, labels)
+        return trained
+    return optax.multi_transform({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+class _Start(NamedTuple):
+    """The parameters at the start of training, those that decay."""
+
+    params: Any
+
+
+def _decay(
+    config: OptimizerConfig, params: Any, weight_decay: float | jax.Array
+) -> optax.GradientTransformation:
+    """Adds `weight_decay` times the distance from zero or from the start, by `decay_table`."""
+    decays = tree.select(config.decay_table, params)
+    if config.decay_to == "zero":
+        return optax.add_decayed_weights(weight_decay, decays)
+
+    def init(params):
+        # A buffer of its own: the step donates parameters and state.
+        return _Start(jax.tree.map(jnp.copy, params))
+
+    def update(updates, state, params):
+        pulled = jax.tree.map(
+            lambda u, p, s: u + weight_decay * (p - s), updates, params, state.params
+        )
+        return pulled, state
+
+    return optax.masked(optax.GradientTransformation(init, update), decays)
 
 
 @dataclasses.dataclass(frozen=True)
