@@ -1,9 +1,10 @@
-"""The config of a training run: one tree of defaults, and how the command line changes it."""
+"""Configs: the defaults of a training run, and how the command line changes any config file."""
 
 import difflib
 import re
+import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from absl import flags
@@ -98,12 +99,16 @@ def preset(name: str | None, presets: dict[str, Callable[[], ConfigDict]]) -> Co
     return presets[name]()
 
 
-def parse(argv: list[str] | None = None) -> flags.FlagValues:
+def parse(argv: list[str] | None = None, sections: Collection[str] = ()) -> flags.FlagValues:
     """Parses the command line, `--config` and its overrides included.
 
+    Args:
+      argv: the program's name and its arguments; by default those of the process.
+      sections: keys that the program needs at the top of the config. The file may have more.
+
     Raises:
-      UserError: an unknown flag or config key (with the nearest name), a value of the wrong
-        type, a config file that is missing.
+      UserError: an unknown flag or config key (with the nearest name in the file that was
+        named), a value of the wrong type, a config file that is missing or of another program.
     """
     argv = _last_wins(sys.argv if argv is None else argv)
     _check_config_file(argv)
@@ -116,6 +121,11 @@ def parse(argv: list[str] | None = None) -> flags.FlagValues:
         raise UserError(_sentence(error, argv)) from error
     if len(rest) > 1:
         raise UserError(f"what is {rest[1]!r}? Arguments have the form --name=value")
+    if missing := [name for name in sections if name not in flags.FLAGS.config]:
+        raise UserError(
+            f"this config has no {', '.join(missing)}: it belongs to another program, the one in "
+            "the first lines of its file"
+        )
     return flags.FLAGS
 
 
@@ -141,7 +151,7 @@ def define_config_flag() -> None:
 def _sentence(error: Exception, argv: list[str]) -> str:
     """What went wrong, on one line, with the nearest key for one that does not exist."""
     text = " ".join(str(error.args[0] if error.args else error).split())
-    known = [f"config.{key}" for key in _keys(default_config())]
+    known = [f"config.{key}" for key in _keys(_named_config(argv))]
     for argument in argv[1:]:
         key = argument.lstrip("-").split("=")[0]
         unknown = key.startswith("config.") and key not in known
@@ -151,6 +161,16 @@ def _sentence(error: Exception, argv: list[str]) -> str:
             hint = f": did you mean {near[0]}?" if near else ""
             return f"there is no config key {key}{hint}"
     return text
+
+
+def _named_config(argv: list[str]) -> ConfigDict:
+    """The config that `--config=FILE:PRESET` names, before overrides; an empty one if none."""
+    named = [arg.lstrip("-").partition("=")[2] for arg in argv if re.match("--?config=", arg)]
+    path, _, name = named[-1].partition(":") if named else ("", "", "")
+    try:
+        return runpy.run_path(path)["get_config"](*[name] if name else [])
+    except (OSError, AttributeError, KeyError, TypeError, ValueError):
+        return ConfigDict()  # no file, or its own fault is the error that is being told
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:

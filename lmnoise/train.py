@@ -344,7 +344,7 @@ def _write_members(workdir: Path, members: Members) -> None:
 def main() -> int:
     configs.define_config_flag()
     flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-    values = configs.parse()
+    values = configs.parse(sections=configs.default_config())
     workdir = Path(values.workdir)
     mesh.join_processes()
     run, states = train(values.config, workdir)

@@ -1,4 +1,10 @@
-"""Every preset of every config takes two steps, and every study writes its report, made small."""
+"""Every preset of every config is run, made small, by the program that its docstring names.
+
+Presets of language models take two steps, and their studies have report tests of their own here.
+Every other program is a theory study, `experiments/X.py` with
+`run(config, workdir, folder, command) -> Path` (the report), and its config file has `SMALL`, the
+changes that make the whole study run in seconds.
+"""
 
 import functools
 import importlib.util
@@ -29,9 +35,19 @@ def load(path):
     return module
 
 
+def program(module):
+    """What the command in the docstring of a config file runs with that file."""
+    name = Path(module.__file__).name
+    [found] = set(re.findall(rf"python (?:-m )?(\S+) --config=configs/{name}", module.__doc__))
+    return found
+
+
 CONFIGS = {path.stem: load(path) for path in sorted((ROOT / "configs").glob("*.py"))}
 NAMES = ("first", "second", "third")
+LANGUAGE_MODELS = ("lmnoise.train", "experiments/noise.py")
 PRESETS = [(stem, preset) for stem, module in CONFIGS.items() for preset in module.PRESETS]
+LANGUAGE = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) in LANGUAGE_MODELS]
+THEORY = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) not in LANGUAGE_MODELS]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +95,7 @@ def shrink(config: ConfigDict, corpora: Path) -> ConfigDict:
     return small
 
 
-@pytest.mark.parametrize(("stem", "preset"), PRESETS)
+@pytest.mark.parametrize(("stem", "preset"), LANGUAGE)
 def test_every_preset_takes_two_steps(stem, preset, corpora, tmp_path):
     config = shrink(CONFIGS[stem].get_config(preset), corpora)
     run, states = train(config, tmp_path)
@@ -112,6 +128,32 @@ def test_the_noise_study_reports_every_arm(preset, corpora, tmp_path):
         assert re.search(rf"Trained on `\S*{Path(arm.own).name}`", text)
         assert arm.own == arm.config.data.source
         assert arm.own not in arm.others
+
+
+@pytest.mark.parametrize(("stem", "preset"), THEORY)
+def test_every_theory_study_writes_report_figures_and_tables(stem, preset, tmp_path):
+    study = load(ROOT / program(CONFIGS[stem]))
+    config = CONFIGS[stem].get_config(preset)
+    config.update(CONFIGS[stem].SMALL)
+    command = f"python {program(CONFIGS[stem])} --config=configs/{stem}.py:{preset}"
+    report = study.run(config, tmp_path / "work", tmp_path / "report", command)
+    assert report == tmp_path / "report" / "report.md"
+    text = report.read_text()
+    assert command in text
+    drawn = set(re.findall(r"\]\(<(\S+\.png)>\)", text))
+    assert drawn == {path.name for path in report.parent.glob("*.png")} != set()
+    for name in drawn:
+        image = (report.parent / name).read_bytes()
+        table = (report.parent / name).with_suffix(".csv").read_text().splitlines()
+        assert image.startswith(b"\x89PNG")
+        assert len(table) > 1
+        assert all(line.count(",") == table[0].count(",") for line in table)
+        assert not any("nan" in line.lower() for line in table)
+    # What was simulated is not simulated again.
+    stored = (tmp_path / "work" / "points.jsonl").read_bytes()
+    study.run(config, tmp_path / "work", tmp_path / "report", command)
+    assert (tmp_path / "work" / "points.jsonl").read_bytes() == stored
+    assert report.read_text().split("## How this")[0] == text.split("## How this")[0]
 
 
 def test_differences_are_paired_by_seed():
