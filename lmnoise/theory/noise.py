@@ -18,6 +18,8 @@ an exchange rate that is not positive and finite.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lmnoise.theory.arguments import require
+
 Array = NDArray[np.float64]
 
 
@@ -54,7 +56,7 @@ def mixture_loss(
     share, e = _share(share), np.asarray(e, np.float64)
     p_clean, p_noise = _probability("p_clean", p_clean), _probability("p_noise", p_noise)
     clean, noise = p_clean - e, p_noise + e / _exchange(exchange)
-    _require("e", e, (clean > 0) & (noise > 0), "between -exchange * p_noise and p_clean")
+    require("e", e, (clean > 0) & (noise > 0), "between -exchange * p_noise and p_clean")
     return -(1 - share) * np.log(clean) - share * np.log(noise)
 
 
@@ -133,22 +135,14 @@ def _eta(share: ArrayLike, p_clean: ArrayLike, p_noise: ArrayLike, exchange: Arr
 
 def _share(value: ArrayLike) -> Array:
     value = np.asarray(value, np.float64)
-    return _require("share", value, (value >= 0) & (value < 1), "in [0, 1)")
+    return require("share", value, (value >= 0) & (value < 1), "in [0, 1)")
 
 
 def _probability(name: str, value: ArrayLike) -> Array:
     value = np.asarray(value, np.float64)
-    return _require(name, value, (value > 0) & (value <= 1), "in (0, 1]")
+    return require(name, value, (value > 0) & (value <= 1), "in (0, 1]")
 
 
 def _exchange(value: ArrayLike) -> Array:
     value = np.asarray(value, np.float64)
-    return _require("exchange", value, (value > 0) & np.isfinite(value), "positive and finite")
-
-
-def _require(name: str, value: Array, allowed: NDArray[np.bool_], where: str) -> Array:
-    """`value`, or a ValueError that shows the first entry that is not `allowed`."""
-    if not np.all(allowed):
-        wrong = np.broadcast_to(value, np.shape(allowed))[~np.asarray(allowed)][0]
-        raise ValueError(f"{name} must be {where}, got {wrong}")
-    return value
+    return require("exchange", value, (value > 0) & np.isfinite(value), "positive and finite")

@@ -1,0 +1,314 @@
+"""Test error of ridge regression on real and synthetic data: Theorems 1 and 2 of arXiv 2410.04840.
+
+Real labels are `x.w1 + noise`, synthetic ones `x.w2 + noise`, with `x ~ N(0, Sigma)`,
+`w1 ~ N(0, Gamma)` and `w2 - w1 ~ N(0, Delta)`. Of Gamma and Delta only the diagonals in the
+eigenbasis of Sigma matter: see `diagonals` for dense matrices. The statements hold in the limit of
+many samples and dimensions; at a few hundred of each they are within a fraction of a per cent.
+
+Everything is computed in float64, whatever JAX's setting, broadcasts over the scalar arguments,
+can be differentiated any number of times, and is infinite exactly where the error diverges: in the
+ridgeless limit (penalty 0) at the interpolation threshold, never NaN.
+
+Outside `jax.jit` wrong arguments are ValueErrors that name the argument. Inside, where values
+cannot be looked at, negative or non-finite numbers give numbers without meaning.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from lmnoise.theory.arguments import broadcast, checked, not_negative, positive, same_shape
+from lmnoise.theory.collapse.fixed_point import (
+    Degrees,
+    Groups,
+    degrees,
+    effective_ridge,
+    excess,
+    left_weight,
+    resolvent,
+)
+
+
+class Errors(NamedTuple):
+    """Expected squared error on the real law without label noise, and what it is made of.
+
+    Attributes:
+      bias: what would remain without label noise and without synthetic data's shift.
+      variance: from the label noise of both parts.
+      collapse: from the shift of the synthetic labels; zeta in the paper.
+      total: the sum.
+      effective_ridge: kappa of plain ridge, theta of random projections.
+    """
+
+    bias: jax.Array
+    variance: jax.Array
+    collapse: jax.Array
+    total: jax.Array
+    effective_ridge: jax.Array
+
+
+def ridge(
+    eigenvalues: ArrayLike,
+    prior: ArrayLike,
+    shift: ArrayLike,
+    *,
+    n_real: ArrayLike,
+    n_synthetic: ArrayLike,
+    noise_real: ArrayLike,
+    noise_synthetic: ArrayLike,
+    penalty: ArrayLike,
+    weight_real: ArrayLike = 1.0,
+    weight_synthetic: ArrayLike = 1.0,
+) -> Errors:
+    """Theorem 1: ridge regression, `min (1/n) sum_i weight_i (x_i.w - y_i)^2 + penalty |w|^2`.
+
+    With weights other than 1 the formula is a generalisation derived here: group g then counts as
+    a share `q_g = p_g w_g / (H + w_g df1/n)` of the data (H as in `fixed_point.left_weight`), and
+    n samples are worth `n / sum_g q_g^2 / p_g`.
+
+    Args:
+      eigenvalues, prior, shift: diagonals of Sigma, Gamma and Delta in Sigma's eigenbasis, (D,),
+        not negative.
+      n_real, n_synthetic: numbers of samples, not negative; one of them may be 0.
+      noise_real, noise_synthetic: standard deviations of the label noise.
+      penalty: lambda >= 0; 0 is the limit from above, the interpolator of least norm.
+      weight_real, weight_synthetic: weights of a sample, above 0.
+
+    Returns:
+      float64 arrays in the common shape of the arguments after `shift`.
+
+    Raises:
+      ValueError: an argument out of its range, not finite, or of a shape that does not fit.
+    """
+    return _errors(dict(locals()), None)
+
+
+def random_projection(
+    eigenvalues: ArrayLike,
+    prior: ArrayLike,
+    shift: ArrayLike,
+    *,
+    n_real: ArrayLike,
+    n_synthetic: ArrayLike,
+    noise_real: ArrayLike,
+    noise_synthetic: ArrayLike,
+    penalty: ArrayLike,
+    width: ArrayLike,
+    weight_real: ArrayLike = 1.0,
+    weight_synthetic: ArrayLike = 1.0,
+) -> Errors:
+    """Theorem 2: ridge regression on the `width` features `S x`, S i.i.d. N(0, 1/D).
+
+    A model of the size of a neural network's last layer: `f(x) = v.(S x)`, penalty on v. The
+    paper's four coupled equations are solved here in closed form given the effective ridge t: with
+    `df_k` at t, `n - A = (n - df1) + (df1 - df2) (m - df1) / (m - df2)` replaces `n - df2` of
+    Theorem 1, to which all tends as the width m grows (with penalty * D / m fixed).
+
+    Args:
+      width: m, above 0. The others are as in `ridge`.
+
+    Raises:
+      ValueError: as in `ridge`.
+    """
+    arguments = dict(locals())
+    return _errors(arguments, arguments.pop("width"))
+
+
+def diagonals(
+    covariance: ArrayLike, prior: ArrayLike, shift: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Eigenvalues of Sigma, and the diagonals of Gamma and Delta in its eigenbasis.
+
+    Args:
+      covariance, prior, shift: symmetric positive semi-definite, (D, D). They need not commute.
+
+    Returns:
+      Three float64 vectors (D,), ascending in the eigenvalue: the arguments of `ridge`.
+
+    Raises:
+      ValueError: a matrix that is not square, symmetric, positive semi-definite or finite, or of
+        another size.
+    """
+    with jax.enable_x64(True):
+        matrices = {
+            name: checked(name, value, lambda x: x == x, "a matrix of numbers")
+            for name, value in (("covariance", covariance), ("prior", prior), ("shift", shift))
+        }
+        size = jnp.shape(matrices["covariance"])
+        for name, matrix in matrices.items():
+            check_matrix(name, matrix, size)
+        values_D, vectors_DD = jnp.linalg.eigh(matrices["covariance"])
+        rotated = (
+            ((matrices[name] @ vectors_DD) * vectors_DD).sum(0) for name in ("prior", "shift")
+        )
+        # Rounding may put an eigenvalue or a diagonal that is 0 a little below.
+        return tuple(jnp.maximum(vector_D, 0.0) for vector_D in (values_D, *rotated))
+
+
+def check_matrix(name: str, matrix: jax.Array, size: tuple[int, ...]) -> None:
+    if len(size) != 2 or size[0] != size[1] or jnp.shape(matrix) != size:
+        raise ValueError(f"{name} must be square like the covariance {size}, got {matrix.shape}")
+    if isinstance(matrix, jax.core.Tracer):
+        return
+    scale = float(jnp.abs(matrix).max())
+    if float(jnp.abs(matrix - matrix.T).max()) > 1e-8 * scale:
+        raise ValueError(f"{name} must be symmetric")
+    lowest = float(jnp.linalg.eigvalsh(matrix)[0])
+    if lowest < -1e-8 * scale:
+        raise ValueError(f"{name} must have no negative eigenvalue, got {lowest}")
+
+
+def _errors(arguments: dict[str, Any], width: ArrayLike | None) -> Errors:
+    """Checks the arguments and evaluates the theorem."""
+    with jax.enable_x64(True):
+        vectors = {
+            name: not_negative(name, arguments.pop(name))
+            for name in ("eigenvalues", "prior", "shift")
+        }
+        same_shape(**vectors)
+        scalars = {
+            name: (positive if name.startswith("weight") else not_negative)(name, value)
+            for name, value in arguments.items()
+        }
+        if width is not None:
+            scalars["width"] = positive("width", width)
+        scalars = broadcast(**scalars)
+        positive("n_real + n_synthetic", scalars["n_real"] + scalars["n_synthetic"])
+        return _evaluate(*vectors.values(), scalars)
+
+
+class _Fit(NamedTuple):
+    """Second-order quantities of a fit, given its effective ridge.
+
+    `df1` and `df2` are at the ridge, n counts samples and m features.
+
+    Attributes:
+      unexplained: `n - df1`.
+      second: A, the degrees of freedom that carry noise; `df2` for plain ridge.
+      surplus: `n - A`.
+      unmixed: `(df1 - df2) / (m - df2)`, the share of the bias that a narrow model spreads over
+        the directions that it fits; 0 for plain ridge.
+    """
+
+    unexplained: jax.Array
+    second: jax.Array
+    surplus: jax.Array
+    unmixed: jax.Array
+
+
+class _Mixture(NamedTuple):
+    """What the weights make of the two parts.
+
+    Attributes:
+      noise: label noise a sample (variance), with these weights.
+      shift: squared effective share of the synthetic part.
+      mismatch: variance that a shift of unit size adds to the labels' noise.
+      slant: the same where the fit falls short, from weighting the parts unequally.
+      worth: number of equally weighted samples that they are worth, at most n.
+      lost: `n - worth`, computed without cancellation.
+    """
+
+    noise: jax.Array
+    shift: jax.Array
+    mismatch: jax.Array
+    slant: jax.Array
+    worth: jax.Array
+    lost: jax.Array
+
+
+@jax.jit
+def _evaluate(s_D, prior_D, shift_D, scalars) -> Errors:
+    width, penalty = scalars.get("width"), scalars["penalty"]
+    groups = Groups(*(scalars[name] for name in Groups._fields))
+    level = penalty if width is None else penalty * (s_D.shape[0] / width)
+    theta = effective_ridge(s_D, groups, width, level)
+    df = degrees(s_D, theta)
+    fit = _fit(df, theta, groups.n, width, level)
+    mixture = _mixture(df, fit, groups, scalars["noise_real"], scalars["noise_synthetic"])
+
+    gap = jnp.maximum(fit.surplus - mixture.lost, 0.0)
+    inflation = _ratio(mixture.worth, gap)  # 1 + u of the paper, where weights are equal
+    rise = _ratio(fit.second, gap)  # u
+    fluctuation = rise * mixture.worth / groups.n
+    leakage = _leakage(fit, df, theta, inflation, groups.n, width)
+
+    weight_D = resolvent(s_D, theta)
+    fitted, removed = s_D * weight_D, theta[..., None] * weight_D
+
+    def trace(diagonal_D):
+        return diagonal_D.sum(-1)
+
+    bias = _times(inflation, trace(prior_D * s_D * removed**2))
+    bias += _times(leakage, trace(prior_D * fitted**2))
+    variance = _times(fluctuation, mixture.noise)
+    moved = trace(shift_D * s_D * fitted**2)
+    moved += _times(rise, trace(shift_D * s_D * removed**2))
+    moved += _times(leakage, trace(shift_D * fitted**2))
+    collapse = _times(mixture.shift, moved)
+    mismatch = mixture.mismatch * trace(shift_D * s_D)
+    mismatch += mixture.slant * trace(shift_D * s_D * removed)
+    collapse += _times(fluctuation, mismatch)
+    return Errors(bias, variance, collapse, bias + variance + collapse, theta)
+
+
+def _fit(df: Degrees, theta, n, width, level) -> _Fit:
+    def left_over(count, binding):
+        # In the ridgeless limit the smaller of n and m is used up exactly.
+        return jnp.where((level == 0) & (theta > 0) & binding, 0.0, excess(count, df, theta))
+
+    if width is None:
+        unexplained = left_over(n, True)
+        return _Fit(unexplained, df.second, unexplained + df.lost, jnp.zeros_like(theta))
+    unexplained, spare = left_over(n, n <= width), left_over(width, width <= n)
+    total = spare + df.lost
+    # 0 / 0 only where the width is the rank and the ridge 0, where all its uses vanish.
+    unmixed = jnp.where(total > 0, df.lost / jnp.where(total > 0, total, 1.0), 0.5)
+    second = df.second + df.lost * unmixed
+    return _Fit(unexplained, second, unexplained + df.lost * (1 - unmixed), unmixed)
+
+
+def _mixture(df: Degrees, fit: _Fit, groups: Groups, noise_real, noise_synthetic) -> _Mixture:
+    n, left = groups.n, left_weight(df.first, fit.unexplained, groups)
+    shares = groups.n_real / n, groups.n_synthetic / n
+
+    def effective(weight):
+        """A sample's weight in effect, and by how much that exceeds 1."""
+        divisor = left + weight * df.first / n
+        return weight / divisor, (weight * fit.unexplained / n - left) / divisor
+
+    real, more_real = effective(groups.weight_real)
+    synthetic, more_synthetic = effective(groups.weight_synthetic)
+    spread = shares[0] * more_real**2 + shares[1] * more_synthetic**2
+    return _Mixture(
+        noise=shares[0] * (real * noise_real) ** 2 + shares[1] * (synthetic * noise_synthetic) ** 2,
+        shift=(shares[1] * synthetic) ** 2,
+        mismatch=shares[0] * shares[1] * (real * synthetic) ** 2,
+        slant=2 * shares[0] * real * (shares[1] * synthetic) ** 2 * (more_synthetic - more_real),
+        worth=n / (1 + spread),
+        lost=n * spread / (1 + spread),
+    )
+
+
+def _leakage(fit: _Fit, df: Degrees, theta, inflation, n, width) -> jax.Array:
+    """w' of Theorem 2 (see `random_projection`); 0 for plain ridge."""
+    if width is None:
+        return jnp.zeros_like(theta)
+    usual = _times(inflation, theta * fit.unmixed)
+    # n = m = rank without penalty: infinity times 0, whose limit from above is this.
+    triple = (theta == 0) & (n == width) & (n == df.rank)
+    complement = jnp.where(triple, df.complement, 1.0)
+    return jnp.where(triple, n / (3 * complement), usual)
+
+
+def _ratio(numerator, denominator) -> jax.Array:
+    """The quotient, infinite at denominator 0, with a gradient that is finite elsewhere."""
+    safe = jnp.where(denominator > 0, denominator, 1.0)
+    return jnp.where(denominator > 0, numerator / safe, jnp.inf)
+
+
+def _times(factor, term) -> jax.Array:
+    """The product, 0 where `term` is, even if the factor is infinite."""
+    safe = jnp.where(term == 0, 1.0, factor)
+    return safe * term
