@@ -1,5 +1,6 @@
 """What the closed forms accept: one sentence that names the argument and its value otherwise."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+
+
+def in_float64[**P, T](function: Callable[P, T]) -> Callable[P, T]:
+    """Makes a closed form compute in float64, whatever JAX's setting.
+
+    Results are NumPy arrays, which stay float64 in what follows, except where they are being
+    traced (inside `jax.jit`, `grad`, `vmap`).
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with jax.enable_x64(True):
+            return jax.tree.map(
+                lambda x: np.asarray(x) if isinstance(x, jax.Array) and _known(x) else x,
+                function(*args, **kwargs),
+            )
+
+    return wrapped
+
+
+def _known(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer)
 
 
 def require(
@@ -20,7 +43,7 @@ def require(
 
 
 def checked(name: str, value: Any, test: Callable[[Any], Any], where: str) -> jax.Array:
-    """`value` as a float64 JAX array; call it with 64-bit types enabled.
+    """`value` as a JAX array, float64 inside `in_float64`.
 
     Args:
       test: from a float64 NumPy array to which of its entries are allowed; NaN and infinity never
@@ -30,7 +53,7 @@ def checked(name: str, value: Any, test: Callable[[Any], Any], where: str) -> ja
     Raises:
       ValueError: an entry is not allowed, or `value` is not an array of numbers.
     """
-    if not isinstance(value, jax.core.Tracer):
+    if _known(value):
         try:
             array = np.asarray(value, np.float64)
         except (TypeError, ValueError) as error:

@@ -19,7 +19,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from lmnoise.theory.arguments import broadcast, checked, not_negative, positive, same_shape
+from lmnoise.theory.arguments import (
+    broadcast,
+    checked,
+    in_float64,
+    not_negative,
+    positive,
+    same_shape,
+)
 from lmnoise.theory.collapse.fixed_point import (
     Degrees,
     Groups,
@@ -49,6 +56,7 @@ class Errors(NamedTuple):
     effective_ridge: jax.Array
 
 
+@in_float64
 def ridge(
     eigenvalues: ArrayLike,
     prior: ArrayLike,
@@ -85,6 +93,7 @@ def ridge(
     return _errors(dict(locals()), None)
 
 
+@in_float64
 def random_projection(
     eigenvalues: ArrayLike,
     prior: ArrayLike,
@@ -116,6 +125,7 @@ def random_projection(
     return _errors(arguments, arguments.pop("width"))
 
 
+@in_float64
 def diagonals(
     covariance: ArrayLike, prior: ArrayLike, shift: ArrayLike
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -131,20 +141,17 @@ def diagonals(
       ValueError: a matrix that is not square, symmetric, positive semi-definite or finite, or of
         another size.
     """
-    with jax.enable_x64(True):
-        matrices = {
-            name: checked(name, value, lambda x: x == x, "a matrix of numbers")
-            for name, value in (("covariance", covariance), ("prior", prior), ("shift", shift))
-        }
-        size = jnp.shape(matrices["covariance"])
-        for name, matrix in matrices.items():
-            check_matrix(name, matrix, size)
-        values_D, vectors_DD = jnp.linalg.eigh(matrices["covariance"])
-        rotated = (
-            ((matrices[name] @ vectors_DD) * vectors_DD).sum(0) for name in ("prior", "shift")
-        )
-        # Rounding may put an eigenvalue or a diagonal that is 0 a little below.
-        return tuple(jnp.maximum(vector_D, 0.0) for vector_D in (values_D, *rotated))
+    matrices = {
+        name: checked(name, value, lambda x: x == x, "a matrix of numbers")
+        for name, value in (("covariance", covariance), ("prior", prior), ("shift", shift))
+    }
+    size = jnp.shape(matrices["covariance"])
+    for name, matrix in matrices.items():
+        check_matrix(name, matrix, size)
+    values_D, vectors_DD = jnp.linalg.eigh(matrices["covariance"])
+    rotated = (((matrices[name] @ vectors_DD) * vectors_DD).sum(0) for name in ("prior", "shift"))
+    # Rounding may put an eigenvalue or a diagonal that is 0 a little below.
+    return tuple(jnp.maximum(vector_D, 0.0) for vector_D in (values_D, *rotated))
 
 
 def check_matrix(name: str, matrix: jax.Array, size: tuple[int, ...]) -> None:
@@ -162,21 +169,19 @@ def check_matrix(name: str, matrix: jax.Array, size: tuple[int, ...]) -> None:
 
 def _errors(arguments: dict[str, Any], width: ArrayLike | None) -> Errors:
     """Checks the arguments and evaluates the theorem."""
-    with jax.enable_x64(True):
-        vectors = {
-            name: not_negative(name, arguments.pop(name))
-            for name in ("eigenvalues", "prior", "shift")
-        }
-        same_shape(**vectors)
-        scalars = {
-            name: (positive if name.startswith("weight") else not_negative)(name, value)
-            for name, value in arguments.items()
-        }
-        if width is not None:
-            scalars["width"] = positive("width", width)
-        scalars = broadcast(**scalars)
-        positive("n_real + n_synthetic", scalars["n_real"] + scalars["n_synthetic"])
-        return _evaluate(*vectors.values(), scalars)
+    vectors = {
+        name: not_negative(name, arguments.pop(name)) for name in ("eigenvalues", "prior", "shift")
+    }
+    same_shape(**vectors)
+    scalars = {
+        name: (positive if name.startswith("weight") else not_negative)(name, value)
+        for name, value in arguments.items()
+    }
+    if width is not None:
+        scalars["width"] = positive("width", width)
+    scalars = broadcast(**scalars)
+    positive("n_real + n_synthetic", scalars["n_real"] + scalars["n_synthetic"])
+    return _evaluate(*vectors.values(), scalars)
 
 
 class _Fit(NamedTuple):

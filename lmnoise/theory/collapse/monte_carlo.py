@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lmnoise import keys
-from lmnoise.theory.arguments import checked, not_negative, positive
+from lmnoise.theory.arguments import checked, in_float64, not_negative, positive
 from lmnoise.theory.collapse.formulas import check_matrix
 
 # Numbers that the repetitions that run at once may hold on the device.
@@ -55,6 +55,7 @@ class Draw(NamedTuple):
         return jnp.stack([self.x_ND @ self.truth_D, shifted_N, self.noise_N], -1)
 
 
+@in_float64
 def simulate(
     key: jax.Array,
     covariance: ArrayLike,
@@ -90,22 +91,23 @@ def simulate(
       ValueError: as in `ridge`; or penalty 0 with a singular covariance, which leaves the fit
         undetermined.
     """
-    _check_counts(n_real, n_synthetic, width, repetitions)
-    with jax.enable_x64(True):
-        roots = square_roots(covariance=covariance, prior=prior, shift=shift)
-        numbers = {
-            "noise_real": not_negative("noise_real", noise_real),
-            "noise_synthetic": not_negative("noise_synthetic", noise_synthetic),
-            "penalty": not_negative("penalty", penalty),
-            "weight_real": positive("weight_real", weight_real),
-            "weight_synthetic": positive("weight_synthetic", weight_synthetic),
-        }
-        if float(penalty) == 0 and not _full_rank(roots[0]):
-            raise ValueError("penalty must be above 0 where the covariance is singular, got 0.0")
-        parts = _repeat(key, roots, numbers, n_real, n_synthetic, width, repetitions)
-        mean = Parts(*(values_R.mean() for values_R in parts))
-        error = Parts(*(values_R.std(ddof=1) / math.sqrt(repetitions) for values_R in parts))
-        return Simulated(mean, error)
+    check_counts(n_real=n_real, n_synthetic=n_synthetic, repetitions=repetitions)
+    if width is not None:
+        check_counts(width=width)
+    roots = square_roots(covariance=covariance, prior=prior, shift=shift)
+    numbers = {
+        "noise_real": not_negative("noise_real", noise_real),
+        "noise_synthetic": not_negative("noise_synthetic", noise_synthetic),
+        "penalty": not_negative("penalty", penalty),
+        "weight_real": positive("weight_real", weight_real),
+        "weight_synthetic": positive("weight_synthetic", weight_synthetic),
+    }
+    if float(penalty) == 0 and not _full_rank(roots[0]):
+        raise ValueError("penalty must be above 0 where the covariance is singular, got 0.0")
+    parts = _repeat(key, roots, numbers, n_real, n_synthetic, width, repetitions)
+    mean = Parts(*(values_R.mean() for values_R in parts))
+    error = Parts(*(values_R.std(ddof=1) / math.sqrt(repetitions) for values_R in parts))
+    return Simulated(mean, error)
 
 
 def square_roots(**matrices: ArrayLike) -> tuple[jax.Array, ...]:
@@ -218,13 +220,15 @@ def _full_rank(root: jax.Array) -> bool:
     return bool(values.min() > 1e-8 * values.max())
 
 
-def _check_counts(n_real: int, n_synthetic: int, width: int | None, repetitions: int) -> None:
-    for name, value, least in (
-        ("n_real", n_real, 0),
-        ("n_synthetic", n_synthetic, 0),
-        ("n_real + n_synthetic", n_real + n_synthetic, 1),
-        ("width", 1 if width is None else width, 1),
-        ("repetitions", repetitions, 2),
-    ):
-        if value != int(value) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value}")
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for a count that is no integer, is negative, or (the others) is below 1.
+
+    n_real and n_synthetic may be 0, but not both; repetitions must be at least 2.
+    """
+    least = {"n_real": 0, "n_synthetic": 0, "repetitions": 2}
+    if "n_real" in counts:
+        counts = {"n_real + n_synthetic": counts["n_real"] + counts["n_synthetic"]} | counts
+    for name, value in counts.items():
+        if value != int(value) or value < least.get(name, 1):
+            limit = least.get(name, 1)
+            raise ValueError(f"{name} must be an integer of at least {limit}, got {value}")

@@ -1,0 +1,162 @@
+"""Corollaries of the theorems: closed forms for simple spectra, and the weighting of two parts.
+
+All functions compute in float64, take numbers or arrays that broadcast, and raise ValueError that
+names an argument out of its range (outside `jax.jit`).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from lmnoise.theory.arguments import broadcast, checked, in_float64, not_negative, positive, share
+from lmnoise.theory.collapse.formulas import Errors
+
+
+@in_float64
+def isotropic(
+    ratio: ArrayLike,
+    *,
+    synthetic_share: ArrayLike,
+    quality: ArrayLike,
+    signal: ArrayLike,
+    noise_real: ArrayLike,
+    noise_synthetic: ArrayLike,
+    penalty: ArrayLike = 0.0,
+) -> Errors:
+    """`ridge` for Sigma = I, where the fixed point is a quadratic equation.
+
+    Without penalty and for ratio < 1 the total is
+
+        s^2 r/(1-r) + p2^2 c^2 + p1 p2 c^2 r/(1-r),   s^2 = p1 noise_real^2 + p2 noise_synthetic^2
+
+    (arXiv 2410.04840, Corollary 1).
+
+    Args:
+      ratio: r = D/n, above 0; infinite error at 1 without penalty.
+      synthetic_share: p2, in [0, 1].
+      quality: c^2 = tr Sigma Delta; 0 is perfect synthetic data.
+      signal: tr Sigma Gamma.
+      noise_real, noise_synthetic: standard deviations.
+      penalty: lambda >= 0.
+    """
+    values = broadcast(
+        ratio=positive("ratio", ratio),
+        p2=share("synthetic_share", synthetic_share),
+        quality=not_negative("quality", quality),
+        signal=not_negative("signal", signal),
+        noise_real=not_negative("noise_real", noise_real),
+        noise_synthetic=not_negative("noise_synthetic", noise_synthetic),
+        penalty=not_negative("penalty", penalty),
+    )
+    r, p2, quality, signal, noise_real, noise_synthetic, penalty = values.values()
+    # kappa (1 - r / (1 + kappa)) = penalty
+    half = 0.5 * (r + penalty - 1)
+    kappa = half + jnp.sqrt(half * half + penalty)
+    kept = 1 / (1 + kappa)
+    gap = 1 - r * kept**2
+    u = jnp.where(gap > 0, r * kept**2 / jnp.where(gap > 0, gap, 1.0), jnp.inf)
+    missed = jnp.where(kappa > 0, (kappa * kept) ** 2 * jnp.where(kappa > 0, u, 0.0), 0.0)
+    variance_1 = (1 - p2) * noise_real**2 + p2 * noise_synthetic**2
+
+    def noisy(amount):
+        return jnp.where(amount > 0, amount * jnp.where(amount > 0, u, 1.0), 0.0)
+
+    bias = signal * ((kappa * kept) ** 2 + missed)
+    variance = noisy(variance_1)
+    collapse = p2**2 * quality * (kept**2 + missed) + noisy((1 - p2) * p2 * quality)
+    return Errors(bias, variance, collapse, bias + variance + collapse, kappa)
+
+
+@in_float64
+def floor(synthetic_share: ArrayLike, quality: ArrayLike) -> jax.Array:
+    """`p2^2 c^2`: the error that stays however many samples there are (Corollary 1)."""
+    return share("synthetic_share", synthetic_share) ** 2 * not_negative("quality", quality)
+
+
+@in_float64
+def powerlaw(size: int, exponent: float) -> jax.Array:
+    """Eigenvalues proportional to `i^-exponent`, i = 1..size, with mean 1 as the identity has."""
+    if size != int(size) or size < 1:
+        raise ValueError(f"size must be an integer of at least 1, got {size}")
+    exponent = checked("exponent", exponent, lambda x: x >= 0, "at least 0")
+    values_D = jnp.arange(1, size + 1, dtype=jnp.float64) ** -exponent
+    return values_D / values_D.mean()
+
+
+@in_float64
+def mixing_weights(fraction: ArrayLike, synthetic_share: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Weights of a real and of a synthetic sample that make synthetic data count as `fraction`.
+
+    `(1 - a)/p1` and `a/p2`: their mean over the samples is 1, and a = p2 gives weights of 1.
+
+    Args:
+      fraction: a, strictly between 0 and 1.
+      synthetic_share: p2, strictly between 0 and 1.
+    """
+
+    def inside(name, value):
+        return checked(name, value, lambda x: (x > 0) & (x < 1), "strictly between 0 and 1")
+
+    a, p2 = inside("fraction", fraction), inside("synthetic_share", synthetic_share)
+    return (1 - a) / (1 - p2), a / p2
+
+
+@in_float64
+def weighted_mixing(
+    fraction: ArrayLike,
+    ratio: ArrayLike,
+    *,
+    synthetic_share: ArrayLike,
+    quality: ArrayLike,
+    noise_real: ArrayLike,
+    noise_synthetic: ArrayLike,
+) -> jax.Array:
+    """Error with `mixing_weights`, ridgeless, to first order in the ratio D/n.
+
+        a^2 c^2 + r [ (1-a)^2 s1^2/p1 + a^2 s2^2/p2 + a^2 (1-a)^2 c^2/(p1 p2) ]
+
+    In place of the printed Corollary 2 of arXiv 2410.04840, which simulation contradicts. `ridge`
+    with these weights has it to all orders.
+    """
+    c, real, synthetic, both = _weighted_terms(
+        ratio, synthetic_share, quality, noise_real, noise_synthetic
+    )
+    a = share("fraction", fraction)
+    rest = real * (1 - a) ** 2 + synthetic * a**2 + both * (a * (1 - a)) ** 2
+    return c * a**2 + rest
+
+
+@in_float64
+def best_fraction(
+    ratio: float,
+    *,
+    synthetic_share: float,
+    quality: float,
+    noise_real: float,
+    noise_synthetic: float,
+) -> float:
+    """The fraction that minimises `weighted_mixing`, for numbers.
+
+    It falls to 0 with the ratio: with enough data synthetic data is best left out, so weighting
+    delays the collapse and does not cure it.
+    """
+    terms = _weighted_terms(ratio, synthetic_share, quality, noise_real, noise_synthetic)
+    c, real, synthetic, both = map(float, terms)
+    slope = [4 * both, -6 * both, 2 * (c + real + synthetic + both), -2 * real]
+    roots = np.roots(slope)
+    inside = roots.real[(abs(roots.imag) < 1e-9) & (roots.real >= 0) & (roots.real <= 1)]
+    candidates = np.concatenate([[0.0, 1.0], inside])
+    errors = c * candidates**2 + real * (1 - candidates) ** 2 + synthetic * candidates**2
+    return float(candidates[np.argmin(errors + both * (candidates * (1 - candidates)) ** 2)])
+
+
+def _weighted_terms(ratio, synthetic_share, quality, noise_real, noise_synthetic):
+    """c^2 and the three coefficients of `weighted_mixing`."""
+    r, quality = positive("ratio", ratio), not_negative("quality", quality)
+    p2 = checked(
+        "synthetic_share", synthetic_share, lambda x: (x > 0) & (x < 1), "strictly between 0 and 1"
+    )
+    real = r * not_negative("noise_real", noise_real) ** 2 / (1 - p2)
+    synthetic = r * not_negative("noise_synthetic", noise_synthetic) ** 2 / p2
+    return quality, real, synthetic, r * quality / (p2 * (1 - p2))
