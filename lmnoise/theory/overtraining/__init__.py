@@ -16,26 +16,27 @@ Conventions of all functions:
   must be there, the zeros included**: d is read from that axis.
 - `time`, `scale` and `decay` have no such axis: their shape, broadcast with the other axes of the
   modes, is that of the batch. `time` (T,) with `singular_values` (d,) gives modes (T, d).
-- Computed and returned in float64 whatever `jax_enable_x64` says; differentiable.
+- Computed and returned in float64 whatever `jax_enable_x64` says; differentiable. Make NumPy
+  arrays of results before you compute with them where that flag is off.
 - ValueError for what is negative, not finite or does not broadcast. Values under a trace (inside
   `jax.jit`, `grad`, `vmap`) are not checked, shapes are.
 """
 
-from lmnoise.theory.overtraining.fine_tuning import (
-    FineTuning,
-    fine_tuned,
-    fine_tuned_limit,
-    fine_tuning,
-)
-from lmnoise.theory.overtraining.modes import (
+from lmnoise.theory.overtraining.learning import (
     loss,
     modes,
     perturbed_loss,
     sensitivity,
     soft_threshold,
 )
+from lmnoise.theory.overtraining.second_task import (
+    FineTuning,
+    fine_tuned,
+    fine_tuned_limit,
+    fine_tuning,
+)
 from lmnoise.theory.overtraining.simulation import Simulated, simulate_perturbed
-from lmnoise.theory.overtraining.turning_point import turning_point
+from lmnoise.theory.overtraining.turning import turning_point
 
 __all__ = [
     "FineTuning",

@@ -51,13 +51,16 @@ def simulate_perturbed(
 
 @partial(jax.jit, static_argnames="draws")
 def _simulate(key, left_OK, right_KD, target_OD, scale, draws) -> Simulated:
+    def noisy(own, matrix):
+        # In float32, which is fine enough: 64 random bits need `jax_enable_x64` when a caller's
+        # `jit` compiles them, not only here.
+        noise = jax.random.normal(own, matrix.shape, jnp.float32)
+        return matrix + scale * noise.astype(jnp.float64)
+
     def one(draw):
         own = keys.fold(key, "perturbation", draw)
-        noisy = (
-            matrix + scale * jax.random.normal(keys.fold(own, name), matrix.shape, jnp.float64)
-            for name, matrix in (("left", left_OK), ("right", right_KD))
-        )
-        first, second = noisy
+        first = noisy(keys.fold(own, "left"), left_OK)
+        second = noisy(keys.fold(own, "right"), right_KD)
         return jnp.square(target_OD - first @ second).sum() / 2
 
     losses_N = jax.lax.map(one, jnp.arange(draws), batch_size=256)

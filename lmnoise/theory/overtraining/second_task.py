@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from lmnoise.theory.arguments import not_negative
-from lmnoise.theory.overtraining.modes import at_time, loss, on_modes
+from lmnoise.theory.overtraining.learning import at_time, loss, on_modes
 
 
 class FineTuning(NamedTuple):
