@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from lmnoise.theory.arguments import broadcast, not_negative
+from lmnoise.theory.arguments import broadcast, in_float64, not_negative
 
 
+@in_float64
 def modes(singular_values: ArrayLike, time: ArrayLike, start: ArrayLike) -> jax.Array:
     """Strength of every mode at a time of gradient flow, (..., d).
 
@@ -20,18 +21,18 @@ def modes(singular_values: ArrayLike, time: ArrayLike, start: ArrayLike) -> jax.
       time: t (...); a step of gradient descent with learning rate r advances it by r.
       start: s0, a number or (..., d), one for every mode. A mode that starts at 0 stays there.
     """
-    with jax.enable_x64(True):
-        time = not_negative("time", time)[..., None]
-        return at_time(*on_modes(singular_values, time=time, start=not_negative("start", start)))
+    time = not_negative("time", time)[..., None]
+    return at_time(*on_modes(singular_values, time=time, start=not_negative("start", start)))
 
 
+@in_float64
 def loss(singular_values: ArrayLike, modes: ArrayLike) -> jax.Array:
     """`1/2 sum_i (sigma_i - s_i)^2` (...), the loss of the network as it is."""
-    with jax.enable_x64(True):
-        sigma, s = on_modes(singular_values, modes=per_mode("modes", modes))
-        return jnp.square(sigma - s).sum(-1) / 2
+    sigma, s = on_modes(singular_values, modes=per_mode("modes", modes))
+    return jnp.square(sigma - s).sum(-1) / 2
 
 
+@in_float64
 def sensitivity(modes: ArrayLike, scale: ArrayLike) -> jax.Array:
     """By how much noise raises the expected loss: `g^2 d sum_i s_i + 1/2 g^4 d^3` (...).
 
@@ -41,24 +42,24 @@ def sensitivity(modes: ArrayLike, scale: ArrayLike) -> jax.Array:
       modes: s (..., d).
       scale: g (...).
     """
-    with jax.enable_x64(True):
-        s, scale = per_mode("modes", modes), not_negative("scale", scale)
-        total, scale = broadcast(modes=s.sum(-1), scale=scale).values()
-        d = s.shape[-1]
-        return scale**2 * d * total + scale**4 * d**3 / 2
+    s, scale = per_mode("modes", modes), not_negative("scale", scale)
+    total, scale = broadcast(modes=s.sum(-1), scale=scale).values()
+    d = s.shape[-1]
+    return scale**2 * d * total + scale**4 * d**3 / 2
 
 
+@in_float64
 def perturbed_loss(singular_values: ArrayLike, modes: ArrayLike, scale: ArrayLike) -> jax.Array:
     """Expected loss after noise (...): `loss(...) + sensitivity(...)`.
 
     `E 1/2 ||A - (W1 + E1)(W2 + E2)||_F^2` over E1 and E2 with i.i.d. entries of mean 0 and
     standard deviation g = `scale` (...), for any balanced W1 and W2 with these modes.
     """
-    with jax.enable_x64(True):
-        parts = broadcast(loss=loss(singular_values, modes), scale=sensitivity(modes, scale))
-        return parts["loss"] + parts["scale"]
+    parts = broadcast(loss=loss(singular_values, modes), scale=sensitivity(modes, scale))
+    return parts["loss"] + parts["scale"]
 
 
+@in_float64
 def soft_threshold(singular_values: ArrayLike, scale: ArrayLike) -> jax.Array:
     """The modes of the lowest perturbed loss: `max(0, sigma_i - g^2 d)`, (..., d).
 
@@ -67,12 +68,12 @@ def soft_threshold(singular_values: ArrayLike, scale: ArrayLike) -> jax.Array:
     as the penalty `1/2 g^2 d (||W1||^2 + ||W2||^2)`, least `g^2 d` times the nuclear norm of the
     product. Training with weight decay `g^2 d` on both factors therefore converges to these modes.
     """
-    with jax.enable_x64(True):
-        scale = not_negative("scale", scale)[..., None]
-        sigma, scale = on_modes(singular_values, scale=scale)
-        return jnp.maximum(0.0, sigma - jnp.square(scale) * sigma.shape[-1])
+    scale = not_negative("scale", scale)[..., None]
+    sigma, scale = on_modes(singular_values, scale=scale)
+    return jnp.maximum(0.0, sigma - jnp.square(scale) * sigma.shape[-1])
 
 
+@jax.jit
 def at_time(sigma: jax.Array, time: jax.Array, start: jax.Array) -> jax.Array:
     """`modes` of arrays of one shape."""
     return start / _denominator(sigma, time, start)

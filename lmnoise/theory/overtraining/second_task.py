@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from lmnoise.theory.arguments import not_negative
+from lmnoise.theory.arguments import in_float64, not_negative
 from lmnoise.theory.overtraining.learning import at_time, loss, on_modes
 
 
@@ -24,6 +24,7 @@ class FineTuning(NamedTuple):
     forgetting: jax.Array
 
 
+@in_float64
 def fine_tuning(
     first: ArrayLike,
     second: ArrayLike,
@@ -41,14 +42,14 @@ def fine_tuning(
       decay: (...), see `fine_tuned`.
     """
     after = fine_tuned(second, modes, time, decay)
-    with jax.enable_x64(True):
-        return FineTuning(
-            modes=after,
-            gain=loss(second, modes) - loss(second, after),
-            forgetting=loss(first, after) - loss(first, modes),
-        )
+    return FineTuning(
+        modes=after,
+        gain=loss(second, modes) - loss(second, after),
+        forgetting=loss(first, after) - loss(first, modes),
+    )
 
 
+@in_float64
 def fine_tuned(
     singular_values: ArrayLike, start: ArrayLike, time: ArrayLike, decay: ArrayLike = 0.0
 ) -> jax.Array:
@@ -66,20 +67,20 @@ def fine_tuned(
       time: (...).
       decay: eta (...).
     """
-    with jax.enable_x64(True):
-        time, decay = not_negative("time", time), not_negative("decay", decay)
-        sigma, start, time, decay = on_modes(
-            singular_values,
-            start=not_negative("start", start),
-            time=time[..., None],
-            decay=decay[..., None],
-        )
-        pulled = (decay > 0) & (start > 0)
-        # Where the closed form holds, the other one gets numbers that it can digest.
-        safe = (jnp.where(pulled, value, 1.0) for value in (sigma, start, decay))
-        return jnp.where(pulled, _pulled(time, *safe), at_time(sigma, time, start))
+    time, decay = not_negative("time", time), not_negative("decay", decay)
+    sigma, start, time, decay = on_modes(
+        singular_values,
+        start=not_negative("start", start),
+        time=time[..., None],
+        decay=decay[..., None],
+    )
+    pulled = (decay > 0) & (start > 0)
+    # Where the closed form holds, the other one gets numbers that it can digest.
+    safe = (jnp.where(pulled, value, 1.0) for value in (sigma, start, decay))
+    return jnp.where(pulled, _pulled(time, *safe), at_time(sigma, time, start))
 
 
+@in_float64
 def fine_tuned_limit(
     singular_values: ArrayLike, start: ArrayLike, decay: ArrayLike = 0.0
 ) -> jax.Array:
@@ -88,17 +89,16 @@ def fine_tuned_limit(
     `a` is the positive solution of `(sigma - a^2) a = eta (a - sqrt(s(0)))`; without decay the
     limit is sigma. A mode that starts at 0 stays there.
     """
-    with jax.enable_x64(True):
-        decay = not_negative("decay", decay)[..., None]
-        start = not_negative("start", start)
-        sigma, start, decay = on_modes(singular_values, start=start, decay=decay)
-        pulled = (decay > 0) & (start > 0)
-        safe_sigma, safe_start, safe_decay = (
-            jnp.where(pulled, value, 1.0) for value in (sigma, start, decay)
-        )
-        root = _stationary(safe_sigma - safe_decay, safe_decay * jnp.sqrt(safe_start))
-        limit = jnp.square(root)
-        return jnp.where(pulled, limit, jnp.where(start > 0, sigma, 0.0))
+    decay = not_negative("decay", decay)[..., None]
+    start = not_negative("start", start)
+    sigma, start, decay = on_modes(singular_values, start=start, decay=decay)
+    pulled = (decay > 0) & (start > 0)
+    safe_sigma, safe_start, safe_decay = (
+        jnp.where(pulled, value, 1.0) for value in (sigma, start, decay)
+    )
+    root = _stationary(safe_sigma - safe_decay, safe_decay * jnp.sqrt(safe_start))
+    limit = jnp.square(root)
+    return jnp.where(pulled, limit, jnp.where(start > 0, sigma, 0.0))
 
 
 def _stationary(rate: jax.Array, pull: jax.Array) -> jax.Array:

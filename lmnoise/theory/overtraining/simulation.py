@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from lmnoise import keys
-from lmnoise.theory.arguments import not_negative
+from lmnoise.theory.arguments import checked, in_float64, not_negative
 
 
 class Simulated(NamedTuple):
@@ -18,6 +18,7 @@ class Simulated(NamedTuple):
     standard_error: jax.Array
 
 
+@in_float64
 def simulate_perturbed(
     key: jax.Array,
     left: ArrayLike,
@@ -34,19 +35,21 @@ def simulate_perturbed(
       scale: standard deviation of the entries of E1 and E2, a number.
       draws: at least 2.
     """
-    with jax.enable_x64(True):
-        left, right, target = (jnp.asarray(a, jnp.float64) for a in (left, right, target))
-        shapes = left.shape, right.shape, target.shape
-        if any(len(s) != 2 for s in shapes) or (left.shape[0], right.shape[1]) != target.shape:
-            raise ValueError(f"left, right and target do not fit each other: {shapes}")
-        if left.shape[1] != right.shape[0]:
-            raise ValueError(f"left and right do not fit each other: {shapes[:2]}")
-        scale = not_negative("scale", scale)
-        if scale.shape != ():
-            raise ValueError(f"scale must be a number, got the shape {scale.shape}")
-        if draws < 2:
-            raise ValueError(f"draws must be at least 2, got {draws}")
-        return _simulate(key, left, right, target, scale, draws)
+    left, right, target = (
+        checked(name, value, lambda x: x == x, "an array of numbers")
+        for name, value in (("left", left), ("right", right), ("target", target))
+    )
+    shapes = left.shape, right.shape, target.shape
+    if any(len(s) != 2 for s in shapes) or (left.shape[0], right.shape[1]) != target.shape:
+        raise ValueError(f"left, right and target do not fit each other: {shapes}")
+    if left.shape[1] != right.shape[0]:
+        raise ValueError(f"left and right do not fit each other: {shapes[:2]}")
+    scale = not_negative("scale", scale)
+    if scale.shape != ():
+        raise ValueError(f"scale must be a number, got the shape {scale.shape}")
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2, got {draws}")
+    return _simulate(key, left, right, target, scale, draws)
 
 
 @partial(jax.jit, static_argnames="draws")

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from lmnoise.theory.arguments import not_negative
+from lmnoise.theory.arguments import in_float64, not_negative
 from lmnoise.theory.overtraining.learning import at_time, on_modes, residuals
 
 # Times at which a turning point is looked for before it is refined.
 _GRID = 4096
 
 
+@in_float64
 def turning_point(singular_values: ArrayLike, start: ArrayLike, scale: ArrayLike) -> jax.Array:
     """The time of pre-training after which noise of this scale hurts more than training helps.
 
@@ -27,11 +28,10 @@ def turning_point(singular_values: ArrayLike, start: ArrayLike, scale: ArrayLike
       start: s0, a number or (..., d).
       scale: g (...).
     """
-    with jax.enable_x64(True):
-        scale = not_negative("scale", scale)[..., None]
-        start = not_negative("start", start)
-        sigma, start, scale = on_modes(singular_values, start=start, scale=scale)
-        return _turning_points(sigma, start, jnp.square(scale[..., 0]) * sigma.shape[-1])
+    scale = not_negative("scale", scale)[..., None]
+    start = not_negative("start", start)
+    sigma, start, scale = on_modes(singular_values, start=start, scale=scale)
+    return _turning_points(sigma, start, jnp.square(scale[..., 0]) * sigma.shape[-1])
 
 
 @jax.jit
