@@ -10,10 +10,15 @@ mixture is then
 
 and everything here follows from `eta = a p_c - (1 - a) k p_n`, its exact minimiser where positive.
 
+`mixture_optimum` is the other way to the same question: what a model that is free to give every
+outcome any probability ends at, for distributions that are known.
+
 All functions take numbers or arrays, broadcast, and compute in float64. Losses are in nats per
 token. Every function raises ValueError for a share outside [0, 1), a probability outside (0, 1] or
 an exchange rate that is not positive and finite.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +26,19 @@ from numpy.typing import ArrayLike, NDArray
 from lmnoise.theory.arguments import require
 
 Array = NDArray[np.float64]
+
+
+class MixtureOptimum(NamedTuple):
+    """The model of the lowest loss on a mixture.
+
+    Attributes:
+        probabilities: (..., V), of every outcome.
+        clean_rise: (...), by how much its clean loss is above the clean distribution's entropy, in
+            nats per outcome.
+    """
+
+    probabilities: Array
+    clean_rise: Array
 
 
 def threshold(p_clean: ArrayLike, p_noise: ArrayLike, exchange: ArrayLike) -> Array:
@@ -88,6 +106,25 @@ def largest_rise(share: ArrayLike, length: ArrayLike = 1) -> Array:
     return -np.log1p(-_share(share)) / np.asarray(length, np.float64)
 
 
+def mixture_optimum(clean_V: ArrayLike, noise_V: ArrayLike, share: ArrayLike) -> MixtureOptimum:
+    """The unrestricted optimum on `P_m = a P_n + (1 - a) P_c`: it is `P_m` itself.
+
+    Its clean loss is higher than the best by `KL(P_c || P_m)`, at most `largest_rise(share)`,
+    which is reached where no outcome is possible under both. For noise in whole sequences of S
+    tokens the outcomes are the sequences, and the rise is that of S tokens.
+
+    Args:
+        clean_V, noise_V: P_c and P_n, (..., V) over the same outcomes; ValueError unless the last
+            axis is not negative and sums to 1.
+        share: a, (...).
+    """
+    clean_V, noise_V = _distribution("clean_V", clean_V), _distribution("noise_V", noise_V)
+    share_1 = _share(share)[..., None]
+    mixture_V = share_1 * noise_V + (1 - share_1) * clean_V
+    ratio = np.where(clean_V > 0, clean_V, 1.0) / np.where(clean_V > 0, mixture_V, 1.0)
+    return MixtureOptimum(mixture_V, np.sum(clean_V * np.log(ratio), axis=-1))
+
+
 def harmless_bound(
     share: ArrayLike, p_clean: ArrayLike, p_noise: ArrayLike, exchange: ArrayLike
 ) -> Array:
@@ -141,6 +178,13 @@ def _share(value: ArrayLike) -> Array:
 def _probability(name: str, value: ArrayLike) -> Array:
     value = np.asarray(value, np.float64)
     return require(name, value, (value > 0) & (value <= 1), "in (0, 1]")
+
+
+def _distribution(name: str, value: ArrayLike) -> Array:
+    value = np.asarray(value, np.float64)
+    allowed = (value >= 0).all(-1) & (np.abs(value.sum(-1) - 1) <= 1e-9)
+    require(f"the sum of {name}", value.sum(-1), allowed, "1, of entries that are at least 0")
+    return value
 
 
 def _exchange(value: ArrayLike) -> Array:

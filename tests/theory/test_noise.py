@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax, softmax
 
 from lmnoise.theory import noise
 
@@ -102,39 +103,75 @@ def test_clean_loss_rise_is_the_loss_at_the_minimiser_and_is_bounded(a, p_c, p_n
     assert 0 <= rise <= noise.largest_rise(a)
 
 
-@given(st.integers(2, 40), st.integers(0, 60), SHARE, st.integers(0, 2**32 - 1))
-def test_exact_optimum_of_a_discrete_mixture_stays_below_the_largest_rise(size, extra, a, seed):
-    """The unrestricted optimum under the mixture is the mixture itself: the rise is a KL."""
-    vocabulary = size + extra
-    clean = np.zeros(vocabulary)
-    clean[:size] = np.random.default_rng(seed).dirichlet(np.full(size, 0.5))
-    mixture = (1 - a) * clean + a / vocabulary
+def optimised(clean, noisy, a):
+    """Lowest loss on the mixture over the logits of all outcomes, by BFGS; no formula of it used.
+
+    Returns the probabilities and by how much the clean loss exceeds the clean entropy.
+    """
+
+    def loss(logits):
+        log_p = log_softmax(logits)
+        value = -(1 - a) * clean @ log_p - a * noisy @ log_p
+        return value, softmax(logits) - (1 - a) * clean - a * noisy
+
+    start = np.zeros(len(clean))
+    found = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9})
     seen = clean > 0
-    rise = np.sum(clean[seen] * np.log(clean[seen] / mixture[seen]))
-    assert -1e-12 <= rise < noise.largest_rise(a)
+    rise = -clean[seen] @ (log_softmax(found.x)[seen] - np.log(clean[seen]))
+    return softmax(found.x), rise
 
 
-def test_disjoint_supports_reach_the_largest_rise():
-    """Noise outside the clean support: the model gives up exactly a share `a` of the clean mass."""
-    clean, a = np.array([0.5, 0.3, 0.2, 0.0, 0.0]), 0.2
-    optimum = (1 - a) * clean + a * np.array([0.0, 0.0, 0.0, 0.5, 0.5])
-    rise = np.sum(clean[:3] * np.log(clean[:3] / optimum[:3]))
-    assert rise == pytest.approx(float(noise.largest_rise(a)))
+def supports(clean_share, seed):
+    """Random clean and noise distributions over 8 outcomes, of which `clean_share` can be clean."""
+    random = np.random.default_rng(seed)
+    clean, noisy = np.zeros((2, 8))
+    clean[:clean_share] = random.dirichlet(np.ones(clean_share))
+    noisy[4:] = random.dirichlet(np.ones(4))
+    return clean, noisy
 
 
-@pytest.mark.parametrize("length", [1, 2, 5, 8])
+@pytest.mark.parametrize("a", [0.01, 0.2, 0.6])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("outcomes", [4, 6, 8], ids=["disjoint", "overlapping", "within"])
+def test_optimum_of_a_mixture_is_where_direct_optimisation_ends(outcomes, seed, a):
+    clean, noisy = supports(outcomes, seed)
+    p_V, rise = optimised(clean, noisy, a)
+    exact = noise.mixture_optimum(clean, noisy, a)
+    np.testing.assert_allclose(p_V, exact.probabilities, atol=1e-6)
+    assert rise == pytest.approx(float(exact.clean_rise), abs=1e-6)
+    largest = float(noise.largest_rise(a))
+    if outcomes == 4:
+        assert rise == pytest.approx(largest, abs=1e-6)
+    else:
+        assert 0 < rise < 0.999 * largest
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
 def test_noise_in_whole_rows_costs_less_the_longer_the_row(length):
-    # All rows of `length` bits: clean bits are Bernoulli(0.9), noise rows are uniform. The exact
-    # optimum on the mixture is the mixture itself.
+    """The outcomes are all rows of `length` bits: clean bits Bernoulli(0.9), noise rows uniform."""
     a = 0.2
     rows = np.array(list(itertools.product([0, 1], repeat=length)))
     clean = np.prod(np.where(rows == 1, 0.9, 0.1), axis=1)
-    mixture = (1 - a) * clean + a * 0.5**length
-    rise = np.sum(clean * np.log(clean / mixture)) / length
-    assert 0 < rise < noise.largest_rise(a, length)
-    # Rows that share no outcome with the clean ones reach the bound exactly.
-    disjoint = -np.sum(clean * np.log((1 - a) * clean / clean)) / length
-    assert disjoint == pytest.approx(float(noise.largest_rise(a, length)))
+    uniform = np.full(len(rows), 0.5**length)
+    _, rise = optimised(clean, uniform, a)
+    exact = noise.mixture_optimum(clean, uniform, a)
+    assert rise == pytest.approx(float(exact.clean_rise), abs=1e-6)
+    assert 0 < rise / length < noise.largest_rise(a, length)
+    # Rows that share no outcome with the clean ones reach the bound exactly: one more bit tells.
+    clean, other = np.r_[clean, 0 * clean], np.r_[0 * uniform, uniform]
+    _, rise = optimised(clean, other, a)
+    assert rise / length == pytest.approx(float(noise.largest_rise(a, length)), abs=1e-6)
+
+
+def test_optima_of_many_mixtures_at_once():
+    clean, noisy = (np.stack(d) for d in zip(*(supports(6, s) for s in range(4)), strict=True))
+    shares = np.array([[0.0], [0.3]])
+    found = noise.mixture_optimum(clean, noisy, shares)
+    assert found.probabilities.shape == (2, 4, 8)
+    assert found.clean_rise.shape == (2, 4)
+    np.testing.assert_array_equal(found.clean_rise[0], 0)
+    alone = noise.mixture_optimum(clean[2], noisy[2], 0.3)
+    assert found.clean_rise[1, 2] == pytest.approx(float(alone.clean_rise))
 
 
 @given(SHARE, PROBABILITY, PROBABILITY, EXCHANGE)
@@ -170,6 +207,9 @@ def test_arrays_broadcast_in_float64():
         (lambda: noise.minimiser(0.1, 0.5, 0.1, np.inf), "exchange"),
         (lambda: noise.mixture_loss([0.0, 0.5], 0.1, [[0.5], [0.4]], 0.1, 1.0), "e"),
         (lambda: noise.exchange_rate(0.5, 0.1, 0.4, 1.2), "p_noise_after"),
+        (lambda: noise.mixture_optimum([0.5, 0.4], [0.5, 0.5], 0.1), "the sum of clean_V"),
+        (lambda: noise.mixture_optimum([0.5, 0.5], [1.5, -0.5], 0.1), "the sum of noise_V"),
+        (lambda: noise.mixture_optimum([0.5, 0.5], [0.5, np.nan], 0.1), "the sum of noise_V"),
     ],
 )
 def test_arguments_outside_their_ranges_are_named(call, name):
