@@ -50,28 +50,29 @@ class Degrees(NamedTuple):
     rank: jax.Array
 
 
-def degrees(eigenvalues_D: jax.Array, ridge: jax.Array) -> Degrees:
-    """Degrees of freedom at `ridge` (any shape)."""
-    inverse = resolvent(eigenvalues_D, ridge)
-    kept, removed = eigenvalues_D * inverse, ridge[..., None] * inverse
+def degrees(eigenvalues_D: jax.Array, ridge_N: jax.Array) -> Degrees:
+    """Degrees of freedom at N ridges, each (N,)."""
+    eigenvalues_1D, ridge_N1 = eigenvalues_D[None], ridge_N[:, None]
+    inverse_ND = resolvent(eigenvalues_D, ridge_N)
+    kept_ND, removed_ND = eigenvalues_1D * inverse_ND, ridge_N1 * inverse_ND
     return Degrees(
-        first=kept.sum(-1),
-        second=(kept * kept).sum(-1),
-        lost=(kept * removed).sum(-1),
-        slope=(kept * inverse).sum(-1),
-        complement=inverse.sum(-1),
-        rank=(eigenvalues_D > 0).sum().astype(ridge.dtype),
+        first=kept_ND.sum(1),
+        second=(kept_ND * kept_ND).sum(1),
+        lost=(kept_ND * removed_ND).sum(1),
+        slope=(kept_ND * inverse_ND).sum(1),
+        complement=inverse_ND.sum(1),
+        rank=(eigenvalues_D > 0).sum().astype(ridge_N.dtype),
     )
 
 
-def resolvent(eigenvalues_D: jax.Array, ridge: jax.Array) -> jax.Array:
-    """`1 / (eigenvalue + ridge)`, shape (..., D), and 0 where the eigenvalue is 0.
+def resolvent(eigenvalues_D: jax.Array, ridge_N: jax.Array) -> jax.Array:
+    """`1 / (eigenvalue + ridge)`, (N, D), and 0 where the eigenvalue is 0.
 
     No test error depends on those directions, and at ridge 0 they would be infinite.
     """
-    positive_D = eigenvalues_D > 0
-    safe_D = jnp.where(positive_D, eigenvalues_D, 1.0)
-    return jnp.where(positive_D, 1.0 / (safe_D + ridge[..., None]), 0.0)
+    positive_1D = (eigenvalues_D > 0)[None]
+    safe_1D = jnp.where(positive_1D, eigenvalues_D[None], 1.0)
+    return jnp.where(positive_1D, 1.0 / (safe_1D + ridge_N[:, None]), 0.0)
 
 
 def excess(count: jax.Array, df: Degrees, ridge: jax.Array) -> jax.Array:
@@ -111,13 +112,13 @@ def effective_ridge(
 
     Args:
       eigenvalues_D: of the covariance, not negative.
-      groups: arrays of one shape.
-      width: m, of that shape, or None for plain ridge.
-      level: right side of the equation, of that shape; 0 is the ridgeless limit, which has
+      groups: arrays (N,).
+      width: m (N,), or None for plain ridge.
+      level: right side of the equation (N,); 0 is the ridgeless limit, which has
         `df1 = min(n, m)`, or ridge 0 where that is not below the rank.
 
     Returns:
-      The ridge, of that shape, to a few units in the last place.
+      The ridge (N,), to a few units in the last place.
     """
     counts = groups.n if width is None else jnp.minimum(groups.n, width)
     trace = eigenvalues_D.sum()

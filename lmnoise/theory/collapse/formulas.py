@@ -225,6 +225,8 @@ class _Mixture(NamedTuple):
 
 @jax.jit
 def _evaluate(s_D, prior_D, shift_D, scalars) -> Errors:
+    shape = scalars["penalty"].shape
+    scalars = {name: value.ravel() for name, value in scalars.items()}
     width, penalty = scalars.get("width"), scalars["penalty"]
     groups = Groups(*(scalars[name] for name in Groups._fields))
     level = penalty if width is None else penalty * (s_D.shape[0] / width)
@@ -239,23 +241,24 @@ def _evaluate(s_D, prior_D, shift_D, scalars) -> Errors:
     fluctuation = rise * mixture.worth / groups.n
     leakage = _leakage(fit, df, theta, inflation, groups.n, width)
 
-    weight_D = resolvent(s_D, theta)
-    fitted, removed = s_D * weight_D, theta[..., None] * weight_D
+    inverse_ND = resolvent(s_D, theta)
+    fitted_ND, removed_ND = s_D[None] * inverse_ND, theta[:, None] * inverse_ND
 
-    def trace(diagonal_D):
-        return diagonal_D.sum(-1)
+    def trace(diagonal_D, spectral_ND):
+        return (diagonal_D[None] * spectral_ND).sum(1)
 
-    bias = _times(inflation, trace(prior_D * s_D * removed**2))
-    bias += _times(leakage, trace(prior_D * fitted**2))
+    bias = _times(inflation, trace(prior_D * s_D, removed_ND**2))
+    bias += _times(leakage, trace(prior_D, fitted_ND**2))
     variance = _times(fluctuation, mixture.noise)
-    moved = trace(shift_D * s_D * fitted**2)
-    moved += _times(rise, trace(shift_D * s_D * removed**2))
-    moved += _times(leakage, trace(shift_D * fitted**2))
+    moved = trace(shift_D * s_D, fitted_ND**2)
+    moved += _times(rise, trace(shift_D * s_D, removed_ND**2))
+    moved += _times(leakage, trace(shift_D, fitted_ND**2))
     collapse = _times(mixture.shift, moved)
-    mismatch = mixture.mismatch * trace(shift_D * s_D)
-    mismatch += mixture.slant * trace(shift_D * s_D * removed)
+    mismatch = mixture.mismatch * (shift_D * s_D).sum()
+    mismatch += mixture.slant * trace(shift_D * s_D, removed_ND)
     collapse += _times(fluctuation, mismatch)
-    return Errors(bias, variance, collapse, bias + variance + collapse, theta)
+    errors = Errors(bias, variance, collapse, bias + variance + collapse, theta)
+    return jax.tree.map(lambda value: value.reshape(shape), errors)
 
 
 def _fit(df: Degrees, theta, n, width, level) -> _Fit:

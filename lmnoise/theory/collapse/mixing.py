@@ -6,11 +6,11 @@ names an argument out of its range (outside `jax.jit`).
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from lmnoise.theory.arguments import broadcast, checked, in_float64, not_negative, positive, share
 from lmnoise.theory.collapse.formulas import Errors
+from lmnoise.theory.collapse.optimum import optimal
 
 
 @in_float64
@@ -94,11 +94,7 @@ def mixing_weights(fraction: ArrayLike, synthetic_share: ArrayLike) -> tuple[jax
       fraction: a, strictly between 0 and 1.
       synthetic_share: p2, strictly between 0 and 1.
     """
-
-    def inside(name, value):
-        return checked(name, value, lambda x: (x > 0) & (x < 1), "strictly between 0 and 1")
-
-    a, p2 = inside("fraction", fraction), inside("synthetic_share", synthetic_share)
+    a, p2 = _inside("fraction", fraction), _inside("synthetic_share", synthetic_share)
     return (1 - a) / (1 - p2), a / p2
 
 
@@ -114,20 +110,23 @@ def weighted_mixing(
 ) -> jax.Array:
     """Error with `mixing_weights`, ridgeless, to first order in the ratio D/n.
 
-        a^2 c^2 + r [ (1-a)^2 s1^2/p1 + a^2 s2^2/p2 + a^2 (1-a)^2 c^2/(p1 p2) ]
+        a^2 c^2 + r [ (1-a)^2 s1^2/p1 + a^2 s2^2/p2 + a^2 (1-a)^2 c^2/(p1 p2)
+                      + 2 a^2 (1-a) c^2 ((1-a)/p1 - a/p2) ]
 
-    In place of the printed Corollary 2 of arXiv 2410.04840, which simulation contradicts. `ridge`
-    with these weights has it to all orders.
+    In place of the printed Corollary 2 of arXiv 2410.04840, which simulation contradicts. The last
+    term is there because heavier samples are fitted more closely and so count for less than their
+    weight. `ridge` with these weights has the error to all orders. Derived here.
     """
-    c, real, synthetic, both = _weighted_terms(
-        ratio, synthetic_share, quality, noise_real, noise_synthetic
-    )
-    a = share("fraction", fraction)
-    rest = real * (1 - a) ** 2 + synthetic * a**2 + both * (a * (1 - a)) ** 2
-    return c * a**2 + rest
+    a, r = share("fraction", fraction), positive("ratio", ratio)
+    p2, c2 = _inside("synthetic_share", synthetic_share), not_negative("quality", quality)
+    p1 = 1 - p2
+    real = not_negative("noise_real", noise_real) ** 2 * (1 - a) ** 2 / p1
+    synthetic = not_negative("noise_synthetic", noise_synthetic) ** 2 * a**2 / p2
+    mismatch = c2 * (a * (1 - a)) ** 2 / (p1 * p2)
+    leverage = 2 * c2 * a**2 * (1 - a) * ((1 - a) / p1 - a / p2)
+    return a**2 * c2 + r * (real + synthetic + mismatch + leverage)
 
 
-@in_float64
 def best_fraction(
     ratio: float,
     *,
@@ -141,22 +140,19 @@ def best_fraction(
     It falls to 0 with the ratio: with enough data synthetic data is best left out, so weighting
     delays the collapse and does not cure it.
     """
-    terms = _weighted_terms(ratio, synthetic_share, quality, noise_real, noise_synthetic)
-    c, real, synthetic, both = map(float, terms)
-    slope = [4 * both, -6 * both, 2 * (c + real + synthetic + both), -2 * real]
-    roots = np.roots(slope)
-    inside = roots.real[(abs(roots.imag) < 1e-9) & (roots.real >= 0) & (roots.real <= 1)]
-    candidates = np.concatenate([[0.0, 1.0], inside])
-    errors = c * candidates**2 + real * (1 - candidates) ** 2 + synthetic * candidates**2
-    return float(candidates[np.argmin(errors + both * (candidates * (1 - candidates)) ** 2)])
+
+    def total(fraction):
+        return weighted_mixing(
+            fraction,
+            ratio,
+            synthetic_share=synthetic_share,
+            quality=quality,
+            noise_real=noise_real,
+            noise_synthetic=noise_synthetic,
+        )
+
+    return optimal(total, {"fraction": (0.0, 1.0)}).values["fraction"]
 
 
-def _weighted_terms(ratio, synthetic_share, quality, noise_real, noise_synthetic):
-    """c^2 and the three coefficients of `weighted_mixing`."""
-    r, quality = positive("ratio", ratio), not_negative("quality", quality)
-    p2 = checked(
-        "synthetic_share", synthetic_share, lambda x: (x > 0) & (x < 1), "strictly between 0 and 1"
-    )
-    real = r * not_negative("noise_real", noise_real) ** 2 / (1 - p2)
-    synthetic = r * not_negative("noise_synthetic", noise_synthetic) ** 2 / p2
-    return quality, real, synthetic, r * quality / (p2 * (1 - p2))
+def _inside(name: str, value: ArrayLike) -> jax.Array:
+    return checked(name, value, lambda x: (x > 0) & (x < 1), "strictly between 0 and 1")

@@ -12,8 +12,8 @@ from lmnoise import keys
 from lmnoise.theory.arguments import checked, in_float64, not_negative, positive
 from lmnoise.theory.collapse.formulas import check_matrix
 
-# Numbers that the repetitions that run at once may hold on the device.
-AT_ONCE = 2**24
+# Numbers that repetitions running at once may hold on an accelerator.
+AT_ONCE = 2**27
 
 
 class Parts(NamedTuple):
@@ -130,7 +130,7 @@ def _square_root(name: str, array: jax.Array, size: tuple[int, ...]) -> jax.Arra
         return jnp.sqrt(not_negative(name, array))
     check_matrix(name, array, (*size, *size))
     values_D, vectors_DD = jnp.linalg.eigh(array)
-    return vectors_DD * jnp.sqrt(jnp.maximum(values_D, 0.0))
+    return vectors_DD * jnp.sqrt(jnp.maximum(values_D, 0.0))[None]
 
 
 def draw(
@@ -200,9 +200,16 @@ def _repeat(key, roots, numbers, n_real, n_synthetic, width, repetitions) -> Par
             total=real_error(bias_D + noise_D + moved_D, roots[0]),
         )
 
-    held = (n_real + n_synthetic + (width or 0)) * size
     rows = keys.row_keys(key, jnp.arange(repetitions))
-    return jax.lax.map(once, rows, batch_size=min(repetitions, max(1, AT_ONCE // held)))
+    held = (n_real + n_synthetic + (width or 0)) * size
+    return jax.lax.map(once, rows, batch_size=_at_once(held, repetitions))
+
+
+def _at_once(held: int, repetitions: int) -> int | None:
+    """Repetitions under one `vmap`; None on CPU, where one by one is up to ten times faster."""
+    if jax.default_backend() == "cpu":
+        return None
+    return min(repetitions, max(1, AT_ONCE // held))
 
 
 def real_error(difference_D: jax.Array, root: jax.Array) -> jax.Array:
@@ -212,7 +219,9 @@ def real_error(difference_D: jax.Array, root: jax.Array) -> jax.Array:
 
 
 def _colour(white: jax.Array, root: jax.Array) -> jax.Array:
-    return white * root if root.ndim == 1 else white @ root.T
+    return (
+        white * jnp.expand_dims(root, range(white.ndim - 1)) if root.ndim == 1 else white @ root.T
+    )
 
 
 def _full_rank(root: jax.Array) -> bool:
@@ -227,7 +236,7 @@ def check_counts(**counts: int) -> None:
     """
     least = {"n_real": 0, "n_synthetic": 0, "repetitions": 2}
     if "n_real" in counts:
-        counts = {"n_real + n_synthetic": counts["n_real"] + counts["n_synthetic"]} | counts
+        counts = counts | {"n_real + n_synthetic": counts["n_real"] + counts["n_synthetic"]}
     for name, value in counts.items():
         if value != int(value) or value < least.get(name, 1):
             limit = least.get(name, 1)
