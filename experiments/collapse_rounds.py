@@ -179,8 +179,9 @@ def _draw_mixing(axis: Axes, config: ConfigDict, mixing: dict) -> None:
         colour = COLOURS[list(config.rounds.shares).index(share)]
         line, marker = looks[process]
         label = f"$p_2$ = {share:g}, {process}"
-        axis.plot(rounds, [p.theory["total"] for p in several], line, color=colour, label=label)
+        axis.plot(rounds, [p.theory["total"] for p in several], line, color=colour)
         bars(axis, rounds, several, color=colour, marker=marker)
+        axis.plot([], [], line, color=colour, marker=marker, markersize=4, label=label)
     axis.set(yscale="log", xlabel="round", ylabel="test error", title="Iterative mixing")
     axis.legend(fontsize=8.5)
 

@@ -93,12 +93,11 @@ def _drawing(config: ConfigDict, points: dict, fits: list[Point]) -> Figure:
 
 
 def _panel(axis: Axes, config: ConfigDict, law: str, points: dict) -> None:
-    base, lowest = _base(config, law), 1.0
+    base = _base(config, law)
     grid = np.geomspace(min(config.scaling.counts), config.scaling.longest, 400)
     for colour, share in zip(COLOURS, config.scaling.shares, strict=False):
         several = points[law, share]
         line = np.asarray(theory(base, n_real=(1 - share) * grid, n_synthetic=share * grid).total)
-        lowest = min(lowest, line.min())
         axis.plot(grid, line, color=colour, linewidth=1.3)
         bars(axis, [_count(p) for p in several], several, color=colour)
         if share:
@@ -107,7 +106,6 @@ def _panel(axis: Axes, config: ConfigDict, law: str, points: dict) -> None:
     axis.axvline(base["dimension"], color="0.6", linewidth=0.8, linestyle=":", zorder=0)
     axis.set_xscale("log")
     axis.set_yscale("log")
-    axis.set_ylim(lowest / 1.5, None)
     axis.set_xlabel("samples n, real and synthetic")
 
 

@@ -7,6 +7,7 @@ Simulates every point of the figures, trains some of them, and writes a report w
 beside them. The same command goes on after a stop or a kill; what is there is not done again.
 """
 
+import functools
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,14 +20,54 @@ import collapse_weights
 import collapse_width
 from absl import flags
 from collapse_chapter import Chapter, agreement
+from collapse_points import split
 from ml_collections import ConfigDict
 
 from lmnoise import cli
 from lmnoise import config as configs
 from lmnoise.errors import UserError
-from lmnoise.report import Figure, Table, provenance, savefig, write_csv, write_report
+from lmnoise.report import COLOURS, Figure, Table, provenance, savefig, write_csv, write_report
 
 SECTIONS = ("seed", "repetitions", "scaling", "widths", "weights", "rounds", "fit")
+
+_SIZE, _LEVEL, _INSIDE = (1, 1e9), (0, 1e9), (1e-9, 1)
+# What each number may be: at least the first, below the second.
+RANGES = {
+    "seed": (0, 2**31),
+    "repetitions": (2, 1e9),
+    "scaling.shares": (0, 1),
+    "scaling.counts": (2, 1e9),
+    "scaling.longest": (2, 1e12),
+    "scaling.dimension": _SIZE,
+    "scaling.power.dimension": _SIZE,
+    "scaling.power.penalty": (1e-9, 1e9),
+    "widths.dimension": _SIZE,
+    "widths.widths": _SIZE,
+    "widths.qualities": _LEVEL,
+    "widths.n_real": _SIZE,
+    "widths.n_synthetic": _LEVEL,
+    "weights.dimension": _SIZE,
+    "weights.weights": _INSIDE,
+    "weights.qualities": _LEVEL,
+    "weights.shares": (0, 1),
+    "rounds.shares": (0, 1),
+    "rounds.dimension": _SIZE,
+    "rounds.start": _LEVEL,
+    "rounds.noise": _LEVEL,
+    "rounds.rounds": _SIZE,
+    "rounds.relabelled_rounds": _SIZE,
+    "rounds.real_shares": _INSIDE,
+    "fit.counts": (2, 1e9),
+    "fit.widths": _SIZE,
+    "fit.steps": _SIZE,
+    "fit.adam_rate": (1e-9, 1e9),
+    "fit.repetitions": (2, 1e9),
+    **{f"{name}.penalty": (1e-9, 1e9) for name in ("scaling", "widths", "weights")},
+    **{f"{name}.noise": _LEVEL for name in ("scaling", "widths", "weights")},
+    "scaling.quality": _LEVEL,
+}
+# Axes with a colour for each value.
+COLOURED = ("scaling.shares", "widths.qualities", "weights.qualities", "rounds.shares")
 
 
 def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
@@ -58,17 +99,18 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
 
 
 def _check(config: ConfigDict) -> None:
-    """Refuses what would fail after minutes of work."""
-    for key, least in (("repetitions", 2), ("fit.repetitions", 2), ("fit.steps", 1), ("seed", 0)):
-        value = config
-        for name in key.split("."):
-            value = value[name]
-        if value < least:
-            raise UserError(f"config.{key} is {value}: it must be at least {least}")
-    for section, key in (("scaling", "shares"), ("weights", "shares"), ("rounds", "shares")):
-        low, high = 0 if section == "scaling" else 1e-9, 1
-        if wrong := [share for share in config[section][key] if not low <= share < high]:
-            raise UserError(f"config.{section}.{key}: {wrong[0]} is not a share below 1")
+    """Refuses what would fail, or could not be drawn, after minutes of work."""
+    for key, (least, below) in RANGES.items():
+        value = functools.reduce(lambda tree, name: tree[name], key.split("."), config)
+        values = value if isinstance(value, tuple) else (value,)
+        if not values or (len(values) > len(COLOURS) and key in COLOURED):
+            raise UserError(f"config.{key} has {len(values)} values: give 1 to {len(COLOURS)}")
+        if wrong := [v for v in values if not least <= v < below]:
+            raise UserError(f"config.{key}: {wrong[0]} must be at least {least:g}, below {below:g}")
+    for own in (config.weights, config.rounds):
+        if wrong := [share for share in own.shares if 0 in split(own.n, share)]:
+            name = "weights" if own is config.weights else "rounds"
+            raise UserError(f"config.{name}.shares: {wrong[0]} of {own.n} samples leaves none")
     if config.fit.share not in config.scaling.shares:
         raise UserError(
             f"config.fit.share {config.fit.share} must be one of config.scaling.shares, "
@@ -104,8 +146,8 @@ def _training(chapters: Sequence[Chapter]) -> Table:
             f"{s['width'] or 'none'}",
             point.theory["total"],
             point.total,
-            point.excess,
-            f"{point.excess.mean / (point.total.mean - point.excess.mean):+.2%}",
+            f"{point.excess.mean:+.1e} ± {point.excess.half_width:.0e}",
+            f"{point.excess.mean / (point.total.mean - point.excess.mean):+.3%}",
         ]
         for chapter in chapters
         for point in chapter.fits

@@ -145,6 +145,7 @@ def _crosses(axis: Axes, real: list[Point], mixed: list[Point], colour) -> None:
             xerr=[x.total.half_width],
             color=colour(y.setting["width"]),
             ecolor="0.25",
+            markersize=3,
             markeredgecolor="0.25",
             markeredgewidth=0.6,
             zorder=3,

@@ -162,11 +162,15 @@ def test_the_table_of_a_figure_has_settings_theory_and_measurement():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"repetitions": 1}, "config.repetitions is 1"),
-        ({"fit": {"steps": 0}}, "config.fit.steps is 0"),
+        ({"repetitions": 1}, "config.repetitions: 1 must be at least 2"),
+        ({"fit": {"steps": 0}}, "config.fit.steps: 0 must be"),
+        ({"widths": {"penalty": -1.0}}, "config.widths.penalty: -1.0 must be"),
+        ({"weights": {"weights": (0.5, 1.0)}}, "config.weights.weights: 1.0 must be"),
+        ({"scaling": {"shares": tuple(np.linspace(0, 0.2, 8))}}, "config.scaling.shares has 8"),
+        ({"widths": {"widths": ()}}, "config.widths.widths has 0"),
         ({"fit": {"share": 0.3}}, "config.fit.share 0.3 must be one of"),
         ({"scaling": {"shares": (1.0,)}}, "config.scaling.shares: 1.0"),
-        ({"weights": {"shares": (0.0,)}}, "config.weights.shares: 0.0"),
+        ({"weights": {"shares": (0.0,)}}, "config.weights.shares: 0.0 of 600 samples"),
         ({"rounds": {"n": 30}}, "config.rounds.n 30 must be above"),
     ],
 )
