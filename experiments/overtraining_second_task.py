@@ -71,7 +71,11 @@ def chapters(config: ConfigDict, workdir: Path, trained: list[Network]) -> list[
             "pre-training time", times(trained), "fine-tuning length", own.lengths, lengths
         ),
         deviations=lengths.deviations(own.rate),
-        notes=[_turns(config, trained[-1].of)],
+        notes=[
+            "After short pre-training, fine-tuning also teaches what both tasks share, so that "
+            "forgetting is negative: the harm is one of long pre-training.",
+            _turns(config, trained[-1].of),
+        ],
     )
     second = Chapter(
         name="frontier",
