@@ -5,7 +5,7 @@ Command:
         --workdir=runs/collapse-demo
 
 Cost: `demo` 1 to 2 minutes and `laptop` about 11 minutes on two busy cores.
-Expected: about 95 % of the simulated errors within 2 standard errors of the theory, which the
+Expected: more than 90 % of the simulated errors within 2 standard errors of the theory, which the
 report counts figure by figure. With a share p2 of synthetic data the error stops falling at
 p2^2 c^2 (c^2 = 1 in the figures: data as wrong as predicting 0), however many samples there are;
 trained models agree with exact fits to 0.1 % but at the interpolation threshold.
