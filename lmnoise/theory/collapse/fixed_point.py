@@ -15,90 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmnoise.theory.collapse.spectrum import Degrees, Groups, degrees, excess, left_weight, rank
+
 MAX_ITERATIONS = 200
-
-
-class Groups(NamedTuple):
-    """Number of samples and weight of a sample, of the real and of the synthetic part."""
-
-    n_real: jax.Array
-    n_synthetic: jax.Array
-    weight_real: jax.Array
-    weight_synthetic: jax.Array
-
-    @property
-    def n(self) -> jax.Array:
-        return self.n_real + self.n_synthetic
-
-
-class Degrees(NamedTuple):
-    """Degrees of freedom of a spectrum at `t`.
-
-    Attributes:
-      first, second: `df_k = tr S^k (S + t)^-k`.
-      lost: `df1 - df2`, summed without cancellation.
-      slope: `-d df1 / dt`.
-      complement: `tr 1[S > 0] (S + t)^-1`, so that `rank - df1 = t * complement`.
-      rank: number of positive eigenvalues.
-    """
-
-    first: jax.Array
-    second: jax.Array
-    lost: jax.Array
-    slope: jax.Array
-    complement: jax.Array
-    rank: jax.Array
-
-
-def degrees(eigenvalues_D: jax.Array, ridge_N: jax.Array) -> Degrees:
-    """Degrees of freedom at N ridges, each (N,)."""
-    eigenvalues_1D, ridge_N1 = eigenvalues_D[None], ridge_N[:, None]
-    inverse_ND = resolvent(eigenvalues_D, ridge_N)
-    kept_ND, removed_ND = eigenvalues_1D * inverse_ND, ridge_N1 * inverse_ND
-    return Degrees(
-        first=kept_ND.sum(1),
-        second=(kept_ND * kept_ND).sum(1),
-        lost=(kept_ND * removed_ND).sum(1),
-        slope=(kept_ND * inverse_ND).sum(1),
-        complement=inverse_ND.sum(1),
-        rank=(eigenvalues_D > 0).sum().astype(ridge_N.dtype),
-    )
-
-
-def resolvent(eigenvalues_D: jax.Array, ridge_N: jax.Array) -> jax.Array:
-    """`1 / (eigenvalue + ridge)`, (N, D), and 0 where the eigenvalue is 0.
-
-    No test error depends on those directions, and at ridge 0 they would be infinite.
-    """
-    positive_1D = (eigenvalues_D > 0)[None]
-    safe_1D = jnp.where(positive_1D, eigenvalues_D[None], 1.0)
-    return jnp.where(positive_1D, 1.0 / (safe_1D + ridge_N[:, None]), 0.0)
-
-
-def excess(count: jax.Array, df: Degrees, ridge: jax.Array) -> jax.Array:
-    """`count - df1`, by whichever of two sums does not cancel."""
-    below = count - df.first
-    above = (count - df.rank) + ridge * df.complement
-    return jnp.where(2 * df.first < df.rank, below, above)
-
-
-def left_weight(df1: jax.Array, unexplained: jax.Array, groups: Groups) -> jax.Array:
-    """Mean over samples of weight times (1 - leverage): `1 - df1/n` where all weights are 1.
-
-    It is the H that solves `H = sum_g p_g w_g H / (H + w_g y)` with y = df1/n, the larger root of
-    a quadratic equation.
-
-    Args:
-      unexplained: `n - df1`, see `excess`.
-    """
-    n, real, synthetic = groups.n, groups.weight_real, groups.weight_synthetic
-    product = real * synthetic * (df1 / n) * (unexplained / n)
-    mean = (groups.n_real * real + groups.n_synthetic * synthetic) / n
-    half = 0.5 * (mean - (df1 / n) * (real + synthetic))
-    root = jnp.sqrt(jnp.maximum(half * half + product, 0.0))
-    # The larger root, in the form that does not subtract nearly equal numbers.
-    divisor = jnp.where(half < 0, root - half, 1.0)
-    return jnp.where(half < 0, product / divisor, half + root)
 
 
 @jax.custom_jvp
@@ -118,16 +37,16 @@ def effective_ridge(
         `df1 = min(n, m)`, or ridge 0 where that is not below the rank.
 
     Returns:
-      The ridge (N,), to a few units in the last place.
+      The ridge (N,), to rounding.
     """
     counts = groups.n if width is None else jnp.minimum(groups.n, width)
     trace = eigenvalues_D.sum()
     lightest = jnp.minimum(groups.weight_real, groups.weight_synthetic)
     high = level / lightest + trace / groups.n + (0.0 if width is None else trace / width)
-    zeros = jnp.zeros_like(level)
+    state = _start(eigenvalues_D, groups, width, level, high)
     # Where the answer is 0 the iteration need not run.
-    done = (level == 0) & (counts >= (eigenvalues_D > 0).sum())
-    state = _Search(zeros, zeros, high, jnp.full_like(level, jnp.inf), done, jnp.zeros((), int))
+    zero = (level == 0) & (counts >= rank(eigenvalues_D))
+    state = state._replace(ridge=jnp.where(zero, 0.0, state.ridge), done=zero)
 
     def going(state):
         return ~jnp.all(state.done) & (state.count < MAX_ITERATIONS)
@@ -152,6 +71,71 @@ class _Search(NamedTuple):
     count: jax.Array
 
 
+def _start(eigenvalues_D, groups: Groups, width, level, high) -> _Search:
+    """A first place and bracket for each of N settings.
+
+    For many settings the equation is first solved on degrees of freedom that are interpolated
+    between N/4 ridges. That leaves one or two iterations on the spectrum itself.
+    """
+    zeros = jnp.zeros_like(level)
+    unknown = jnp.full_like(level, jnp.inf)
+    search = _Search(zeros, zeros, high, unknown, zeros > 0, jnp.zeros((), int))
+    nodes = level.size // 4
+    if nodes < 64:
+        return search
+    heaviest = jnp.maximum(groups.weight_real, groups.weight_synthetic)
+    low = jnp.min(jnp.where(level > 0, level / heaviest, jnp.inf))
+    top = jnp.max(high)
+    table_K = jnp.geomspace(jnp.clip(low, 1e-16 * top, 1e-4 * top), top, nodes)
+    df_K = degrees(eigenvalues_D, table_K)
+    below, above = _cell(table_K, df_K, groups, width, level)
+    left = jnp.clip(below, 0, nodes - 2)
+    ends = table_K[left], table_K[left + 1]
+
+    def refine(_, ridge):
+        df = _interpolated(df_K, left, ends, ridge)
+        return jnp.clip(_next(df, ridge, groups, width, level), *ends)
+
+    ridge = jax.lax.fori_loop(0, 4, refine, ends[0])
+    within = (below >= 0) & (above < nodes)
+    return search._replace(
+        ridge=jnp.where(within, ridge, 0.0),
+        low=jnp.where(below >= 0, ends[0], 0.0),
+        high=jnp.where(above < nodes, table_K[jnp.minimum(above, nodes - 1)], high),
+        step=jnp.where(within, ends[1] - ends[0], jnp.inf),
+    )
+
+
+def _cell(table_K, df_K: Degrees, groups: Groups, width, level) -> tuple[jax.Array, jax.Array]:
+    """The neighbouring nodes between which each answer lies; -1 and K stand for beyond the ends."""
+
+    def halve(_, ends):
+        below, above = ends
+        middle = (below + above) // 2
+        node = jnp.maximum(middle, 0)
+        df = Degrees(*(field_K[node] for field_K in df_K[:-1]), df_K.rank)
+        too_low = _too_low(df, table_K[node], groups, width, level)
+        apart = above - below > 1
+        below = jnp.where(apart & too_low, middle, below)
+        return below, jnp.where(apart & ~too_low, middle, above)
+
+    ends = jnp.full(level.shape, -1), jnp.full(level.shape, table_K.size)
+    return jax.lax.fori_loop(0, table_K.size.bit_length() + 1, halve, ends)
+
+
+def _interpolated(df_K: Degrees, left, ends, ridge) -> Degrees:
+    """Degrees of freedom at `ridge`, by Hermite's cubic in its logarithm between two nodes."""
+    span = jnp.log(ends[1] / ends[0])
+    x = jnp.log(ridge / ends[0]) / span
+    start, rise = df_K.first[left], df_K.first[left + 1] - df_K.first[left]
+    bend = -span * df_K.lost[left] - rise, -span * df_K.lost[left + 1] - rise
+    first = start + x * rise + x * (1 - x) * ((1 - x) * bend[0] - x * bend[1])
+    slope = rise + (1 - x) * (1 - 3 * x) * bend[0] - x * (2 - 3 * x) * bend[1]
+    lost = jnp.maximum(-slope / span, 0.0)
+    complement = (df_K.rank - first) / ridge
+    return Degrees(first, first - lost, lost, lost / ridge, complement, df_K.rank)
+
+
 def _narrowed(state: _Search, too_low: jax.Array, guess: jax.Array) -> _Search:
     """Moves to `guess`, or where that leaves the bracket, or is slow, to its geometric middle."""
     low = jnp.where(too_low, jnp.maximum(state.low, state.ridge), state.low)
@@ -162,9 +146,10 @@ def _narrowed(state: _Search, too_low: jax.Array, guess: jax.Array) -> _Search:
     middle = jnp.sqrt(jnp.maximum(low, 1e-8 * high) * high)
     ridge = jnp.where(inside & ~slow, guess, middle)
     step = jnp.abs(ridge - state.ridge)
-    # Steps that small shrink quadratically; if they do not, it is rounding that moves them.
+    # Small steps shrink quadratically; if they do not, it is rounding that moves them.
     noise = (step <= 1e-9 * ridge) & (2 * step >= state.step)
-    settled = noise | (step <= 4 * jnp.finfo(ridge.dtype).eps * ridge)
+    quadratic = (step <= 1e-9 * ridge) & (step <= 1e-3 * state.step) & jnp.isfinite(state.step)
+    settled = noise | quadratic | (step <= 4 * jnp.finfo(ridge.dtype).eps * ridge)
     ridge = jnp.where(state.done, state.ridge, ridge)
     return _Search(ridge, low, high, step, state.done | settled, state.count + 1)
 
@@ -215,7 +200,7 @@ def _next(df: Degrees, ridge, groups: Groups, width, level) -> jax.Array:
     if width is None:
         return _quadratic(crossing, level, scale)
     spare = excess(width, df, ridge) / width
-    return _cubic(crossing, scale, *_model(spare, df.slope / width, ridge), level)
+    return _cubic(ridge, crossing, scale, *_model(spare, df.slope / width, ridge), level)
 
 
 def _model(factor, rise, ridge) -> tuple[jax.Array, jax.Array]:
@@ -242,11 +227,11 @@ def _quadratic(crossing, level, scale) -> jax.Array:
     return jnp.where(half < 0, product / divisor, half + root)
 
 
-def _cubic(first, first_scale, second, second_scale, level) -> jax.Array:
+def _cubic(near, first, first_scale, second, second_scale, level) -> jax.Array:
     """Largest root of `t (t - first) (t - second) = level (t + first_scale) (t + second_scale)`.
 
-    By Newton's method for the logarithm, as a function of the logarithm of the distance from the
-    largest root of the left side.
+    By a few steps of Newton's method from `near`, for the logarithm as a function of the logarithm
+    of the distance from the largest root of the left side.
     """
     origin = jnp.maximum(jnp.maximum(first, second), 0.0)
     gaps = origin - first, origin - second
@@ -260,5 +245,6 @@ def _cubic(first, first_scale, second, second_scale, level) -> jax.Array:
         slope = x * (sum(1 / a for a in top) - sum(1 / b for b in bottom))
         return jnp.maximum(x * jnp.exp((log_level - value) / slope), tiny)
 
-    x = jax.lax.fori_loop(0, 12, improve, jnp.maximum(level, tiny))
+    start = jnp.where(near > origin, near - origin, jnp.maximum(level, tiny))
+    x = jax.lax.fori_loop(0, 6, improve, start)
     return origin + jnp.where(level > 0, x, 0.0)

@@ -27,15 +27,21 @@ from lmnoise.theory.arguments import (
     positive,
     same_shape,
 )
-from lmnoise.theory.collapse.fixed_point import (
+from lmnoise.theory.collapse.fixed_point import effective_ridge
+from lmnoise.theory.collapse.spectrum import (
     Degrees,
     Groups,
-    degrees,
-    effective_ridge,
+    degree_terms,
     excess,
     left_weight,
+    rank,
     resolvent,
+    sum_over,
 )
+
+# Settings that are solved together: as many vectors as fit in a CPU's cache, or fill a GPU.
+AT_ONCE = {"cpu": 8192}
+AT_ONCE_ELSEWHERE = 2**18
 
 
 class Errors(NamedTuple):
@@ -223,15 +229,70 @@ class _Mixture(NamedTuple):
     lost: jax.Array
 
 
-@jax.jit
+class _Traces(NamedTuple):
+    """Traces of Gamma and Delta with functions of Sigma = S at ridge t, (N,).
+
+    Attributes:
+      prior_missed: `tr Gamma S t^2 (S + t)^-2`.
+      prior_fitted: `tr Gamma S^2 (S + t)^-2`.
+      shift_missed, shift_fitted: the same of Delta.
+      shift_learnt: `tr Delta S^3 (S + t)^-2`.
+      shift_lost: `tr Delta S t (S + t)^-1`.
+    """
+
+    prior_missed: jax.Array
+    prior_fitted: jax.Array
+    shift_missed: jax.Array
+    shift_fitted: jax.Array
+    shift_learnt: jax.Array
+    shift_lost: jax.Array
+
+
+def _traces(s_D, prior_D, shift_D, theta_N) -> tuple[Degrees, _Traces]:
+    """All sums over the spectrum, which share their divisions."""
+
+    def terms(s, prior, shift):
+        inverse = resolvent(s, theta_N)
+        fitted, missed = s * inverse, theta_N * inverse
+        sums = _Traces(
+            prior_missed=prior * s * missed**2,
+            prior_fitted=prior * fitted**2,
+            shift_missed=shift * s * missed**2,
+            shift_fitted=shift * fitted**2,
+            shift_learnt=shift * s * fitted**2,
+            shift_lost=shift * s * missed,
+        )
+        return *degree_terms(s, theta_N), *sums
+
+    sums = sum_over(terms, theta_N.size, s_D, prior_D, shift_D)
+    split = len(sums) - len(_Traces._fields)
+    return Degrees(*sums[:split], rank(s_D)), _Traces(*sums[split:])
+
+
 def _evaluate(s_D, prior_D, shift_D, scalars) -> Errors:
+    """The errors at any number of settings."""
     shape = scalars["penalty"].shape
-    scalars = {name: value.ravel() for name, value in scalars.items()}
+    flat = {name: value.ravel() for name, value in scalars.items()}
+    count = flat["penalty"].size
+    size = AT_ONCE.get(jax.default_backend(), AT_ONCE_ELSEWHERE)
+    if count > size:
+        # The last setting fills up the last part.
+        flat = {k: jnp.pad(v, (0, -count % size), "edge") for k, v in flat.items()}
+    # Calls of one program, which run on several cores at a time; inside it they would not.
+    parts = [
+        _evaluate_part(s_D, prior_D, shift_D, {k: v[i : i + size] for k, v in flat.items()})
+        for i in range(0, count, size)
+    ]
+    return jax.tree.map(lambda *v: jnp.concatenate(v)[:count].reshape(shape), *parts)
+
+
+@jax.jit
+def _evaluate_part(s_D, prior_D, shift_D, scalars) -> Errors:
     width, penalty = scalars.get("width"), scalars["penalty"]
     groups = Groups(*(scalars[name] for name in Groups._fields))
     level = penalty if width is None else penalty * (s_D.shape[0] / width)
     theta = effective_ridge(s_D, groups, width, level)
-    df = degrees(s_D, theta)
+    df, traces = _traces(s_D, prior_D, shift_D, theta)
     fit = _fit(df, theta, groups.n, width, level)
     mixture = _mixture(df, fit, groups, scalars["noise_real"], scalars["noise_synthetic"])
 
@@ -241,24 +302,13 @@ def _evaluate(s_D, prior_D, shift_D, scalars) -> Errors:
     fluctuation = rise * mixture.worth / groups.n
     leakage = _leakage(fit, df, theta, inflation, groups.n, width)
 
-    inverse_ND = resolvent(s_D, theta)
-    fitted_ND, removed_ND = s_D[None] * inverse_ND, theta[:, None] * inverse_ND
-
-    def trace(diagonal_D, spectral_ND):
-        return (diagonal_D[None] * spectral_ND).sum(1)
-
-    bias = _times(inflation, trace(prior_D * s_D, removed_ND**2))
-    bias += _times(leakage, trace(prior_D, fitted_ND**2))
+    bias = _times(inflation, traces.prior_missed) + _times(leakage, traces.prior_fitted)
     variance = _times(fluctuation, mixture.noise)
-    moved = trace(shift_D * s_D, fitted_ND**2)
-    moved += _times(rise, trace(shift_D * s_D, removed_ND**2))
-    moved += _times(leakage, trace(shift_D, fitted_ND**2))
-    collapse = _times(mixture.shift, moved)
-    mismatch = mixture.mismatch * (shift_D * s_D).sum()
-    mismatch += mixture.slant * trace(shift_D * s_D, removed_ND)
-    collapse += _times(fluctuation, mismatch)
-    errors = Errors(bias, variance, collapse, bias + variance + collapse, theta)
-    return jax.tree.map(lambda value: value.reshape(shape), errors)
+    moved = traces.shift_learnt + _times(rise, traces.shift_missed)
+    moved += _times(leakage, traces.shift_fitted)
+    mismatch = mixture.mismatch * (shift_D * s_D).sum() + mixture.slant * traces.shift_lost
+    collapse = _times(mixture.shift, moved) + _times(fluctuation, mismatch)
+    return Errors(bias, variance, collapse, bias + variance + collapse, theta)
 
 
 def _fit(df: Degrees, theta, n, width, level) -> _Fit:
