@@ -65,7 +65,7 @@ def _lines(of: Setting, scale_G: np.ndarray) -> dict[str, np.ndarray]:
 
 def _draw(config: ConfigDict, of: Setting, found: Sequence[Point]) -> Figure:
     scales = config.cure.scales
-    grid = np.geomspace(min(scales) * 0.9, max(scales) * 1.1, 300)
+    grid = np.geomspace(min(scales) * 0.9, max(scales) * 1.1, 150)
     lines, lowest = _lines(of, grid), _lines(of, np.array(scales))["cured"]
     labels = {
         "end": "no decay, long training",

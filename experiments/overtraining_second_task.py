@@ -275,7 +275,7 @@ def _limits(config: ConfigDict, of: Setting, decay_E: Array) -> tuple[Array, Arr
 
 def _decays(config: ConfigDict, of: Setting) -> Table:
     """Forgetting of long fine-tuning with decay beside early stopping at the same gain."""
-    line = np.geomspace(1e-4, 1e3, 20_000)
+    line = np.geomspace(1e-4, 1e3, 4000)
     modes_D = flow(of, of["time"])
     free = overtraining.fine_tuning(spectrum(of), second_spectrum(config, of), modes_D, line)
     decays = [decay for decay in config.second.decays if decay]
