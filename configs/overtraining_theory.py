@@ -4,7 +4,7 @@ Command:
     python experiments/overtraining_theory.py --config=configs/overtraining_theory.py:demo \\
         --workdir=runs/overtraining-demo
 
-Cost: `demo` about 20 seconds and `laptop` about 80 seconds on two busy cores.
+Cost: `demo` about 25 seconds and `laptop` about a minute on two busy cores.
 Expected of `laptop`: without noise the loss falls for as long as training goes on; after noise of
 standard deviation 0.05, 0.1, 0.15, 0.2 and 0.25 it turns up at t = 24.4, 9.7, 4.6, 2.8 and 1.9,
 and ends 1, 10, 22, 30 and 32 % above its lowest. All perturbed networks lie within 4 standard
