@@ -85,7 +85,7 @@ def resident_peak() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _busy() -> float:
+def busy_seconds() -> float:
     """CPU seconds that this machine has spent on anything since its start; nan if unknown."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
@@ -142,9 +142,9 @@ class Worker:
           `seconds`, `cpu` (CPU seconds of the worker), `others` (those of all other processes
           meanwhile; nan where the system does not tell) and the last `loss`.
         """
-        before = _busy()
+        before = busy_seconds()
         answer = self._ask({"steps": steps})
-        others = max(0.0, _busy() - before - answer["cpu"])
+        others = max(0.0, busy_seconds() - before - answer["cpu"])
         self.memory = answer["memory"]
         self.idle_cpu = max(self.idle_cpu, answer["idle_cpu"])
         return {name: answer[name] for name in ("seconds", "cpu", "loss")} | {"others": others}

@@ -13,6 +13,9 @@ Outside `jax.jit` wrong arguments are ValueErrors that name the argument. Inside
 cannot be looked at, negative or non-finite numbers give numbers without meaning.
 """
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +43,7 @@ from lmnoise.theory.collapse.spectrum import (
 )
 
 # Settings that are solved together: as many vectors as fit in a CPU's cache, or fill a GPU.
-AT_ONCE = {"cpu": 8192}
+AT_ONCE = {"cpu": 4096}
 AT_ONCE_ELSEWHERE = 2**18
 
 
@@ -278,12 +281,26 @@ def _evaluate(s_D, prior_D, shift_D, scalars) -> Errors:
     if count > size:
         # The last setting fills up the last part.
         flat = {k: jnp.pad(v, (0, -count % size), "edge") for k, v in flat.items()}
-    # Calls of one program, which run on several cores at a time; inside it they would not.
-    parts = [
-        _evaluate_part(s_D, prior_D, shift_D, {k: v[i : i + size] for k, v in flat.items()})
-        for i in range(0, count, size)
-    ]
+
+    def solve(start: int) -> Errors:
+        part = {name: value[start : start + size] for name, value in flat.items()}
+        return _evaluate_part(s_D, prior_D, shift_D, part)
+
+    parts = _on_all_cores(solve, range(0, count, size), flat["penalty"])
     return jax.tree.map(lambda *v: jnp.concatenate(v)[:count].reshape(shape), *parts)
+
+
+def _on_all_cores(solve: Callable[[int], Errors], starts: range, values: jax.Array) -> list[Errors]:
+    """`solve` at every start; XLA would run the parts one after the other on one core."""
+    if len(starts) == 1 or isinstance(values, jax.core.Tracer):
+        return [solve(start) for start in starts]
+
+    def task(start: int) -> Errors:
+        with jax.enable_x64(True):  # a setting of the thread
+            return jax.block_until_ready(solve(start))
+
+    with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as pool:
+        return list(pool.map(task, starts))
 
 
 @jax.jit

@@ -87,7 +87,7 @@ def same_data_rounds(
     Synthetic inputs and labels are new in every round. The models tend to the fit of the real
     part alone, plus the noise of the labels: no number of rounds makes synthetic data add to what
     the real part knows. Derived here; the start's term in brackets counts how the fluctuations
-    that the rounds share add up.
+    that the rounds share add up, and needs t^2 D/n to be small.
     """
     values = broadcast(
         t=not_negative("rounds", rounds),
