@@ -74,7 +74,8 @@ def simulate(
 ) -> Simulated:
     """Draws data and truths, fits the labels exactly, and measures the error on the real law.
 
-    Repetitions run on the device, several at once; repetition r depends on (key, r) alone.
+    Repetitions run on the device, several at once except on CPU; repetition r depends on
+    (key, r) alone.
 
     Args:
       key: typed PRNG key.
@@ -174,42 +175,47 @@ def fit(
     return jax.scipy.linalg.solve(gram_DD, x_ND.T @ labels_NK, assume_a="pos")
 
 
-@functools.partial(jax.jit, static_argnames=("n_real", "n_synthetic", "width", "repetitions"))
 def _repeat(key, roots, numbers, n_real, n_synthetic, width, repetitions) -> Parts:
     """The parts of every repetition, each (R,)."""
-    size = roots[0].shape[0]
-
-    def once(key) -> Parts:
-        data = draw(
-            key, roots, numbers["noise_real"], numbers["noise_synthetic"], n_real, n_synthetic
-        )
-        heavy_N = data.synthetic_N * numbers["weight_synthetic"]
-        weights_N = heavy_N + (1 - data.synthetic_N) * numbers["weight_real"]
-        if width is None:
-            fitted_D3 = fit(data.x_ND, data.labels_N3, weights_N, numbers["penalty"])
-        else:
-            projection_MD = projection(key, width, size)
-            features_NM = data.x_ND @ projection_MD.T
-            heads_M3 = fit(features_NM, data.labels_N3, weights_N, numbers["penalty"])
-            fitted_D3 = projection_MD.T @ heads_M3
-        bias_D, moved_D, noise_D = fitted_D3[:, 0] - data.truth_D, fitted_D3[:, 1], fitted_D3[:, 2]
-        return Parts(
-            bias=real_error(bias_D, roots[0]),
-            variance=real_error(noise_D, roots[0]),
-            collapse=real_error(moved_D, roots[0]),
-            total=real_error(bias_D + noise_D + moved_D, roots[0]),
-        )
-
     rows = keys.row_keys(key, jnp.arange(repetitions))
-    held = (n_real + n_synthetic + (width or 0)) * size
-    return jax.lax.map(once, rows, batch_size=_at_once(held, repetitions))
-
-
-def _at_once(held: int, repetitions: int) -> int | None:
-    """Repetitions under one `vmap`; None on CPU, where one by one is up to ten times faster."""
+    counts = n_real, n_synthetic, width
     if jax.default_backend() == "cpu":
-        return None
-    return min(repetitions, max(1, AT_ONCE // held))
+        # One by one and dispatched from here: its large products then use all cores, which they
+        # do not inside a loop of XLA's, and least of all under `vmap`.
+        each = [_once(row, roots, numbers, *counts) for row in rows]
+        return jax.tree.map(lambda *values: jnp.stack(values), *each)
+    held = (n_real + n_synthetic + (width or 0)) * roots[0].shape[0]
+    return _several(rows, roots, numbers, *counts, max(1, AT_ONCE // held))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _several(rows, roots, numbers, n_real, n_synthetic, width, at_once) -> Parts:
+    def once(row) -> Parts:
+        return _once(row, roots, numbers, n_real, n_synthetic, width)
+
+    return jax.lax.map(once, rows, batch_size=at_once)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+def _once(key, roots, numbers, n_real, n_synthetic, width) -> Parts:
+    """Draws, fits and measures once."""
+    data = draw(key, roots, numbers["noise_real"], numbers["noise_synthetic"], n_real, n_synthetic)
+    heavy_N = data.synthetic_N * numbers["weight_synthetic"]
+    weights_N = heavy_N + (1 - data.synthetic_N) * numbers["weight_real"]
+    if width is None:
+        fitted_D3 = fit(data.x_ND, data.labels_N3, weights_N, numbers["penalty"])
+    else:
+        projection_MD = projection(key, width, roots[0].shape[0])
+        features_NM = data.x_ND @ projection_MD.T
+        heads_M3 = fit(features_NM, data.labels_N3, weights_N, numbers["penalty"])
+        fitted_D3 = projection_MD.T @ heads_M3
+    bias_D, moved_D, noise_D = fitted_D3[:, 0] - data.truth_D, fitted_D3[:, 1], fitted_D3[:, 2]
+    return Parts(
+        bias=real_error(bias_D, roots[0]),
+        variance=real_error(noise_D, roots[0]),
+        collapse=real_error(moved_D, roots[0]),
+        total=real_error(bias_D + noise_D + moved_D, roots[0]),
+    )
 
 
 def real_error(difference_D: jax.Array, root: jax.Array) -> jax.Array:
@@ -219,9 +225,9 @@ def real_error(difference_D: jax.Array, root: jax.Array) -> jax.Array:
 
 
 def _colour(white: jax.Array, root: jax.Array) -> jax.Array:
-    return (
-        white * jnp.expand_dims(root, range(white.ndim - 1)) if root.ndim == 1 else white @ root.T
-    )
+    if root.ndim == 1:
+        return white * jnp.expand_dims(root, range(white.ndim - 1))
+    return white @ root.T
 
 
 def _full_rank(root: jax.Array) -> bool:
