@@ -200,6 +200,8 @@ def _several(rows, roots, numbers, n_real, n_synthetic, width, at_once) -> Parts
 def _once(key, roots, numbers, n_real, n_synthetic, width) -> Parts:
     """Draws, fits and measures once."""
     data = draw(key, roots, numbers["noise_real"], numbers["noise_synthetic"], n_real, n_synthetic)
+    # Or XLA draws the inputs again for each of their uses.
+    data = jax.lax.optimization_barrier(data)
     heavy_N = data.synthetic_N * numbers["weight_synthetic"]
     weights_N = heavy_N + (1 - data.synthetic_N) * numbers["weight_real"]
     if width is None:
