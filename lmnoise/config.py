@@ -167,10 +167,12 @@ def _named_config(argv: list[str]) -> ConfigDict:
     """The config that `--config=FILE:PRESET` names, before overrides; an empty one if none."""
     named = [arg.lstrip("-").partition("=")[2] for arg in argv if re.match("--?config=", arg)]
     path, _, name = named[-1].partition(":") if named else ("", "", "")
+    if not Path(path).is_file():
+        return ConfigDict()
     try:
         return runpy.run_path(path)["get_config"](*[name] if name else [])
-    except (OSError, AttributeError, KeyError, TypeError, ValueError):
-        return ConfigDict()  # no file, or its own fault is the error that is being told
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):
+        return ConfigDict()  # the file's own fault is the error that is being told
 
 
 def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
