@@ -99,6 +99,23 @@ def scipy_theorem_1(eigenvalues_D, n_real, n_synthetic, penalty) -> float:
     return (1 + u) * kappa**2 * weight_D.sum() + noise * u + zeta
 
 
+def scipy_theorem_2(eigenvalues_D, n_real, n_synthetic, penalty, width) -> float:
+    """The total error of Theorem 2, with brentq and the closed form of what follows from it."""
+    n, size = n_real + n_synthetic, eigenvalues_D.size
+    p1, p2 = n_real / n, n_synthetic / n
+    theta = scipy_theta(eigenvalues_D, n, penalty, width)
+    kept_D = eigenvalues_D / (eigenvalues_D + theta)
+    df1, df2 = kept_D.sum(), (kept_D**2).sum()
+    second = df2 + (df1 - df2) ** 2 / (width - df2)
+    u = second / (n - second)
+    leak = (1 + u) * theta * (df1 - df2) / (width - df2)
+    weight_D = eigenvalues_D / (eigenvalues_D + theta) ** 2 / size
+    noise = p1 * NOISE["noise_real"] ** 2 + p2 * NOISE["noise_synthetic"] ** 2
+    moved = (weight_D * (eigenvalues_D**2 + u * theta**2 + leak * eigenvalues_D)).sum()
+    zeta = p2**2 * moved + p1 * p2 * u * eigenvalues_D.sum() / size
+    return (weight_D * ((1 + u) * theta**2 + leak * eigenvalues_D)).sum() + noise * u + zeta
+
+
 def solvers(settings: int, loop: int, dimension: int, cores: int) -> list[Contender]:
     """The theorems as a user calls them, and the fixed points alone; all of them on all cores."""
     eigenvalues_D, scalars, widths = grid(settings, dimension)
@@ -133,39 +150,38 @@ def solvers(settings: int, loop: int, dimension: int, cores: int) -> list[Conten
         rows = list(zip(*columns, strict=True))
         return lambda: np.array([function(eigenvalues_D, *row) for row in rows])
 
-    wide = scalars | {"width": widths}
-    names = [f"fixed points of Theorem {number}" for number in (1, 2)]
-    errors = "errors of Theorem 1"
-    peers = [f"{name}, SciPy" for name in (*names, errors)]
+    def rivals(what, unit, loop_run, own_run) -> list[Contender]:
+        peer = f"{what}, SciPy"
+        return [
+            Contender(peer, unit, peer, loop, loop_run),
+            Contender(f"{what}, lmnoise", unit, peer, settings, own_run),
+        ]
+
+    wide, few = scalars | {"width": widths}, widths[:loop]
     return [
-        Contender(peers[2], "errors", peers[2], loop, looped(scipy_theorem_1, *columns)),
-        Contender(
-            f"{errors}, lmnoise", "errors", peers[2], settings, lambda: theorem_1(scalars).total
+        *rivals(
+            "errors of Theorem 1",
+            "errors",
+            looped(scipy_theorem_1, *columns),
+            lambda: theorem_1(scalars).total,
         ),
-        Contender(peers[0], "fixed points", peers[0], loop, looped(scipy_ridge, *points)),
-        Contender(
-            f"{names[0]}, lmnoise",
+        *rivals(
+            "errors of Theorem 2",
+            "errors",
+            looped(scipy_theorem_2, *columns, few),
+            lambda: theorem_2(wide).total,
+        ),
+        *rivals(
+            "fixed points of Theorem 1",
             "fixed points",
-            peers[0],
-            settings,
+            looped(scipy_ridge, *points),
             fixed_points(theorem_1, scalars),
         ),
-        Contender(
-            peers[1], "fixed points", peers[1], loop, looped(scipy_theta, *points, widths[:loop])
-        ),
-        Contender(
-            f"{names[1]}, lmnoise",
+        *rivals(
+            "fixed points of Theorem 2",
             "fixed points",
-            peers[1],
-            settings,
+            looped(scipy_theta, *points, few),
             fixed_points(theorem_2, wide),
-        ),
-        Contender(
-            "errors of Theorem 2, lmnoise",
-            "errors",
-            peers[1],
-            settings,
-            lambda: theorem_2(wide).total,
         ),
     ]
 

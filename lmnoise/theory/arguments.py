@@ -13,17 +13,24 @@ from numpy.typing import NDArray
 def in_float64[**P, T](function: Callable[P, T]) -> Callable[P, T]:
     """Makes a closed form compute in float64, whatever JAX's setting.
 
-    Results are NumPy arrays, which stay float64 in what follows, except where they are being
-    traced (inside `jax.jit`, `grad`, `vmap`).
+    Results are NumPy arrays, which stay float64 in what follows. Where they are being traced
+    (inside `jax.jit`, `grad`, `vmap`) they are JAX's, of the caller's own default type: float32
+    unless 64-bit types are enabled.
     """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        narrow = not jax.config.jax_enable_x64
+
+        def leave(value):
+            if not isinstance(value, jax.Array):
+                return value
+            if _known(value):
+                return np.asarray(value)
+            return value.astype(jnp.float32) if narrow and value.dtype == jnp.float64 else value
+
         with jax.enable_x64(True):
-            return jax.tree.map(
-                lambda x: np.asarray(x) if isinstance(x, jax.Array) and _known(x) else x,
-                function(*args, **kwargs),
-            )
+            return jax.tree.map(leave, function(*args, **kwargs))
 
     return wrapped
 
@@ -55,9 +62,12 @@ def checked(name: str, value: Any, test: Callable[[Any], Any], where: str) -> ja
     """
     if _known(value):
         try:
-            array = np.asarray(value, np.float64)
+            array = np.asarray(value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} must be a number or an array, got {value!r}") from error
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} must be a number or an array of them, got {value!r}")
+        array = array.astype(np.float64)
         require(name, array, np.isfinite(array) & test(array), f"{where} and finite")
     return jnp.asarray(value, jnp.float64)
 
@@ -84,6 +94,13 @@ def same_shape(**arrays: jax.Array) -> None:
     if len(first) != 1 or first[0] == 0 or any(shape != first for shape in shapes.values()):
         text = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"these must be vectors of one length: {text}")
+
+
+def scalar(name: str, value: jax.Array) -> jax.Array:
+    """`value`, or a ValueError if it is not a single number."""
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"{name} must be one number, got the shape {jnp.shape(value)}")
+    return value
 
 
 def broadcast(**arrays: jax.Array) -> dict[str, jax.Array]:

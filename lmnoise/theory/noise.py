@@ -103,7 +103,8 @@ def largest_rise(share: ArrayLike, length: ArrayLike = 1) -> Array:
         share: a, in [0, 1).
         length: S, tokens of a noise sequence.
     """
-    return -np.log1p(-_share(share)) / np.asarray(length, np.float64)
+    length = np.asarray(length, np.float64)
+    return -np.log1p(-_share(share)) / require("length", length, length >= 1, "at least 1")
 
 
 def mixture_optimum(clean_V: ArrayLike, noise_V: ArrayLike, share: ArrayLike) -> MixtureOptimum:
@@ -119,6 +120,10 @@ def mixture_optimum(clean_V: ArrayLike, noise_V: ArrayLike, share: ArrayLike) ->
         share: a, (...).
     """
     clean_V, noise_V = _distribution("clean_V", clean_V), _distribution("noise_V", noise_V)
+    if clean_V.shape[-1] != noise_V.shape[-1]:
+        raise ValueError(
+            f"clean_V {clean_V.shape} and noise_V {noise_V.shape} must be over the same outcomes"
+        )
     share_1 = _share(share)[..., None]
     mixture_V = share_1 * noise_V + (1 - share_1) * clean_V
     ratio = np.where(clean_V > 0, clean_V, 1.0) / np.where(clean_V > 0, mixture_V, 1.0)
@@ -182,6 +187,8 @@ def _probability(name: str, value: ArrayLike) -> Array:
 
 def _distribution(name: str, value: ArrayLike) -> Array:
     value = np.asarray(value, np.float64)
+    if value.ndim == 0:
+        raise ValueError(f"{name} must be a vector of probabilities, got {value}")
     allowed = (value >= 0).all(-1) & (np.abs(value.sum(-1) - 1) <= 1e-9)
     require(f"the sum of {name}", value.sum(-1), allowed, "1, of entries that are at least 0")
     return value

@@ -33,6 +33,7 @@ GOOD = dict(
         (dict(noise_real=np.inf), "noise_real must be .*got inf"),
         (dict(penalty=-0.1), "penalty must be at least 0 and finite, got -0.1"),
         (dict(penalty="small"), "penalty must be a number"),
+        (dict(n_real="30"), "n_real must be a number"),
         (dict(weight_real=0), "weight_real must be above 0"),
         (dict(width=0), "width must be above 0"),
         (dict(n_real=[1, 2], penalty=[1, 2, 3]), r"broadcast .*n_real \(2,\), penalty \(3,\)"),
@@ -64,6 +65,9 @@ def test_dense_matrices_are_checked(change, words):
     [
         (dict(n_real=0, n_synthetic=0), r"n_real \+ n_synthetic must be an integer of at least 1"),
         (dict(n_real=2.5), "n_real must be an integer"),
+        (dict(n_real=np.nan), "n_real must be an integer"),
+        (dict(noise_real=[1.0, 2.0]), r"noise_real must be one number, got the shape \(2,\)"),
+        (dict(width=9, penalty=0.0), "penalty must be above 0 where width and samples exceed"),
         (dict(repetitions=1), "repetitions must be an integer of at least 2"),
         (dict(width=0), "width must be an integer of at least 1"),
         (dict(covariance=np.array([1.0, 0.0, 1.0]), penalty=0.0), "penalty must be above 0 where"),
@@ -90,3 +94,18 @@ def test_a_repetition_depends_on_its_number_alone():
         value, square = after[0] - before[0], after[1] - before[1]
         assert value > 0
         assert square == pytest.approx(value**2, rel=1e-9)
+
+
+def test_an_empty_grid_has_no_errors():
+    errors = collapse.ridge(**(GOOD | dict(penalty=np.zeros((2, 0)))))
+    assert all(part.shape == (2, 0) for part in errors)
+
+
+def test_extreme_numbers_are_not_nan():
+    penalties = np.array([0.0, 1e-300, 1e-30, 1e30, 1e155, 1e300])
+    for n in (1e-100, 0.5, 3.0, 1e200):
+        for width in (None, 1.0, 3.0, 1e150):
+            function = collapse.ridge if width is None else collapse.random_projection
+            extra = {} if width is None else {"width": width}
+            errors = function(**(GOOD | dict(penalty=penalties, n_real=n) | extra))
+            assert not np.isnan(errors).any()

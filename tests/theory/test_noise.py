@@ -84,6 +84,14 @@ def test_the_constant_2_is_false_and_the_conditions_are_needed():
     assert noise.harmless_bound(a, p_c, p_n, 100.0) == 0
 
 
+@pytest.mark.parametrize("a", [0.05, 0.2, 0.3])
+def test_the_condition_of_item_3_is_where_the_bound_begins(a):
+    p_c, p_n = 0.5, 0.1
+    limit = a * (1 - 3 * a) * p_c / ((1 - a) * (2 - 3 * a) * p_n)
+    assert np.isnan(noise.harmless_bound(a, p_c, p_n, 0.999 * limit))
+    assert noise.harmless_bound(a, p_c, p_n, 1.001 * limit) > 0
+
+
 def test_largest_rise_is_the_limit_and_the_printed_numbers():
     shares = np.array([0.01, 0.05, 0.10, 0.20])
     np.testing.assert_allclose(

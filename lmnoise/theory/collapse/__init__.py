@@ -1,6 +1,6 @@
 """Strong model collapse (arXiv 2410.04840): closed forms, their simulation, the best setting."""
 
-from lmnoise.theory.collapse.formulas import Errors, diagonals, random_projection, ridge
+from lmnoise.theory.collapse.formulas import Errors, random_projection, ridge
 from lmnoise.theory.collapse.mixing import (
     best_fraction,
     floor,
@@ -11,6 +11,7 @@ from lmnoise.theory.collapse.mixing import (
 )
 from lmnoise.theory.collapse.monte_carlo import Parts, Simulated, simulate
 from lmnoise.theory.collapse.optimum import Optimum, optimal
+from lmnoise.theory.collapse.rotation import diagonals
 from lmnoise.theory.collapse.rounds import (
     best_real_share,
     fresh_rounds,

@@ -198,7 +198,7 @@ def _next(df: Degrees, ridge, groups: Groups, width, level) -> jax.Array:
     crossing, scale = _model(left / at_start, fall / at_start, ridge)
     level = level / at_start
     if width is None:
-        return _quadratic(crossing, level, scale)
+        return quadratic(crossing, level, scale)
     spare = excess(width, df, ridge) / width
     return _cubic(ridge, crossing, scale, *_model(spare, df.slope / width, ridge), level)
 
@@ -218,11 +218,11 @@ def _left_weight_slope(explained, left, groups: Groups) -> jax.Array:
     return numerator / (2 * left - mean + explained * (real + synthetic))
 
 
-def _quadratic(crossing, level, scale) -> jax.Array:
+def quadratic(crossing, level, scale) -> jax.Array:
     """Positive root of `t (t - crossing) = level (scale + t)`."""
     half = 0.5 * (crossing + level)
     product = level * scale
-    root = jnp.sqrt(half * half + product)
+    root = jnp.hypot(half, jnp.sqrt(product))
     divisor = jnp.where(half < 0, root - half, 1.0)
     return jnp.where(half < 0, product / divisor, half + root)
 

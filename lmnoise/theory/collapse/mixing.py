@@ -8,8 +8,18 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from lmnoise.theory.arguments import broadcast, checked, in_float64, not_negative, positive, share
+from lmnoise.theory.arguments import (
+    broadcast,
+    checked,
+    in_float64,
+    not_negative,
+    positive,
+    scalar,
+    share,
+)
+from lmnoise.theory.collapse.fixed_point import quadratic
 from lmnoise.theory.collapse.formulas import Errors
+from lmnoise.theory.collapse.monte_carlo import check_counts
 from lmnoise.theory.collapse.optimum import optimal
 
 
@@ -51,8 +61,7 @@ def isotropic(
     )
     r, p2, quality, signal, noise_real, noise_synthetic, penalty = values.values()
     # kappa (1 - r / (1 + kappa)) = penalty
-    half = 0.5 * (r + penalty - 1)
-    kappa = half + jnp.sqrt(half * half + penalty)
+    kappa = quadratic(r - 1, penalty, jnp.ones_like(r))
     kept = 1 / (1 + kappa)
     gap = 1 - r * kept**2
     u = jnp.where(gap > 0, r * kept**2 / jnp.where(gap > 0, gap, 1.0), jnp.inf)
@@ -71,15 +80,18 @@ def isotropic(
 @in_float64
 def floor(synthetic_share: ArrayLike, quality: ArrayLike) -> jax.Array:
     """`p2^2 c^2`: the error that stays however many samples there are (Corollary 1)."""
-    return share("synthetic_share", synthetic_share) ** 2 * not_negative("quality", quality)
+    p2, quality = broadcast(
+        synthetic_share=share("synthetic_share", synthetic_share),
+        quality=not_negative("quality", quality),
+    ).values()
+    return p2**2 * quality
 
 
 @in_float64
 def powerlaw(size: int, exponent: float) -> jax.Array:
     """Eigenvalues proportional to `i^-exponent`, i = 1..size, with mean 1 as the identity has."""
-    if size != int(size) or size < 1:
-        raise ValueError(f"size must be an integer of at least 1, got {size}")
-    exponent = checked("exponent", exponent, lambda x: x >= 0, "at least 0")
+    check_counts(size=size)
+    exponent = scalar("exponent", not_negative("exponent", exponent))
     values_D = jnp.arange(1, size + 1, dtype=jnp.float64) ** -exponent
     return values_D / values_D.mean()
 
@@ -94,7 +106,10 @@ def mixing_weights(fraction: ArrayLike, synthetic_share: ArrayLike) -> tuple[jax
       fraction: a, strictly between 0 and 1.
       synthetic_share: p2, strictly between 0 and 1.
     """
-    a, p2 = _inside("fraction", fraction), _inside("synthetic_share", synthetic_share)
+    a, p2 = broadcast(
+        fraction=_inside("fraction", fraction),
+        synthetic_share=_inside("synthetic_share", synthetic_share),
+    ).values()
     return (1 - a) / (1 - p2), a / p2
 
 
@@ -117,11 +132,16 @@ def weighted_mixing(
     term is there because heavier samples are fitted more closely and so count for less than their
     weight. `ridge` with these weights has the error to all orders. Derived here.
     """
-    a, r = share("fraction", fraction), positive("ratio", ratio)
-    p2, c2 = _inside("synthetic_share", synthetic_share), not_negative("quality", quality)
+    a, r, p2, c2, noise_real, noise_synthetic = broadcast(
+        fraction=share("fraction", fraction),
+        ratio=positive("ratio", ratio),
+        synthetic_share=_inside("synthetic_share", synthetic_share),
+        quality=not_negative("quality", quality),
+        noise_real=not_negative("noise_real", noise_real),
+        noise_synthetic=not_negative("noise_synthetic", noise_synthetic),
+    ).values()
     p1 = 1 - p2
-    real = not_negative("noise_real", noise_real) ** 2 * (1 - a) ** 2 / p1
-    synthetic = not_negative("noise_synthetic", noise_synthetic) ** 2 * a**2 / p2
+    real, synthetic = (noise_real * (1 - a)) ** 2 / p1, (noise_synthetic * a) ** 2 / p2
     mismatch = c2 * (a * (1 - a)) ** 2 / (p1 * p2)
     leverage = 2 * c2 * a**2 * (1 - a) * ((1 - a) / p1 - a / p2)
     return a**2 * c2 + r * (real + synthetic + mismatch + leverage)

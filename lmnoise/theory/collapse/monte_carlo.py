@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from lmnoise import keys
-from lmnoise.theory.arguments import checked, in_float64, not_negative, positive
-from lmnoise.theory.collapse.formulas import check_matrix
+from lmnoise.theory.arguments import checked, in_float64, not_negative, positive, scalar
+from lmnoise.theory.collapse.rotation import check_matrix
 
 # Numbers that repetitions running at once may hold on an accelerator.
 AT_ONCE = 2**27
@@ -89,8 +90,8 @@ def simulate(
       float64 numbers.
 
     Raises:
-      ValueError: as in `ridge`; or penalty 0 with a singular covariance, which leaves the fit
-        undetermined.
+      ValueError: as in `ridge`; or penalty 0 where the samples do not determine the fit: with a
+        singular covariance, or with more random features and samples than dimensions.
     """
     check_counts(n_real=n_real, n_synthetic=n_synthetic, repetitions=repetitions)
     if width is not None:
@@ -103,8 +104,14 @@ def simulate(
         "weight_real": positive("weight_real", weight_real),
         "weight_synthetic": positive("weight_synthetic", weight_synthetic),
     }
+    numbers = {name: scalar(name, value) for name, value in numbers.items()}
     if float(penalty) == 0 and not _full_rank(roots[0]):
         raise ValueError("penalty must be above 0 where the covariance is singular, got 0.0")
+    size = roots[0].shape[0]
+    if float(penalty) == 0 and width is not None and min(n_real + n_synthetic, width) > size:
+        raise ValueError(
+            f"penalty must be above 0 where width and samples exceed the dimension {size}, got 0.0"
+        )
     parts = _repeat(key, roots, numbers, n_real, n_synthetic, width, repetitions)
     mean = Parts(*(values_R.mean() for values_R in parts))
     error = Parts(*(values_R.std(ddof=1) / math.sqrt(repetitions) for values_R in parts))
@@ -184,7 +191,8 @@ def _repeat(key, roots, numbers, n_real, n_synthetic, width, repetitions) -> Par
         # do not inside a loop of XLA's, and least of all under `vmap`.
         each = [_once(row, roots, numbers, *counts) for row in rows]
         return jax.tree.map(lambda *values: jnp.stack(values), *each)
-    held = (n_real + n_synthetic + (width or 0)) * roots[0].shape[0]
+    n, size, m = n_real + n_synthetic, roots[0].shape[0], width or 0
+    held = (n + m) * size + n * m + min(n, m or size) ** 2
     return _several(rows, roots, numbers, *counts, max(1, AT_ONCE // held))
 
 
@@ -246,6 +254,6 @@ def check_counts(**counts: int) -> None:
     if "n_real" in counts:
         counts = counts | {"n_real + n_synthetic": counts["n_real"] + counts["n_synthetic"]}
     for name, value in counts.items():
-        if value != int(value) or value < least.get(name, 1):
-            limit = least.get(name, 1)
+        limit = least.get(name, 1)
+        if not isinstance(value, int | np.integer) or value < limit:
             raise ValueError(f"{name} must be an integer of at least {limit}, got {value}")

@@ -43,7 +43,9 @@ def optimal(total: Callable[..., jax.Array], bounds: Mapping[str, tuple[float, f
     Raises:
       ValueError: bounds that are not finite or not ascending, or an error that is nowhere finite.
     """
-    scales = {name: _Scale(name, *ends) for name, ends in bounds.items()}
+    if not bounds:
+        raise ValueError("bounds must name at least one value")
+    scales = {name: _Scale(name, ends) for name, ends in bounds.items()}
 
     def at(unit_K):
         return {name: s.value(unit_K[i]) for i, (name, s) in enumerate(scales.items())}
@@ -55,7 +57,7 @@ def optimal(total: Callable[..., jax.Array], bounds: Mapping[str, tuple[float, f
     if not np.isfinite(errors_P).any():
         raise ValueError(f"the error is not finite anywhere within the bounds {dict(bounds)}")
     start_K = grid_KP[:, np.nanargmin(errors_P)]
-    scale = np.nanmin(errors_P) or 1.0
+    scale = abs(np.nanmin(errors_P)) or 1.0
     best_K = _descend(lambda unit_K: total(**at(unit_K)) / scale, start_K, 1.0 / (points - 1))
     values = {name: float(value) for name, value in at(best_K).items()}
     ends = tuple(n for n, u in zip(scales, best_K, strict=True) if min(u, 1 - u) < 1e-9)
@@ -65,12 +67,11 @@ def optimal(total: Callable[..., jax.Array], bounds: Mapping[str, tuple[float, f
 class _Scale:
     """A bounded value as a function of a number in [0, 1]."""
 
-    def __init__(self, name: str, low: float, high: float):
-        for end in (low, high):
-            checked(f"bounds of {name}", end, lambda x: x == x, "a number")
-        if not low < high:
-            raise ValueError(f"bounds of {name} must ascend, got {(low, high)}")
-        self.low, self.high = float(low), float(high)
+    def __init__(self, name: str, ends: tuple[float, float]):
+        ends = checked(f"bounds of {name}", ends, lambda x: x == x, "numbers")
+        if ends.shape != (2,) or not ends[0] < ends[1]:
+            raise ValueError(f"bounds of {name} must be two that ascend, got {ends}")
+        self.low, self.high = map(float, ends)
 
     def value(self, unit):
         if self.low > 0:

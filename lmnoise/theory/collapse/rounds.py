@@ -6,12 +6,15 @@ labels (arXiv 2410.04840, section 5); alternatives replace or accumulate the dat
 (arXiv 2404.01413), or weight the two parts (arXiv 2509.22341). Everything is in float64.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from lmnoise.theory.arguments import broadcast, checked, in_float64, not_negative, positive
 from lmnoise.theory.collapse.formulas import ridge
+from lmnoise.theory.collapse.monte_carlo import check_counts
 
 
 @in_float64
@@ -41,8 +44,12 @@ def fresh_rounds(
     Raises:
       ValueError: an argument out of its range, or too few samples.
     """
-    n = checked("n_real", n_real, lambda x: x >= 0, "at least 0") + not_negative(
-        "n_synthetic", n_synthetic
+    check_counts(size=size)
+    n = sum(
+        broadcast(
+            n_real=not_negative("n_real", n_real),
+            n_synthetic=not_negative("n_synthetic", n_synthetic),
+        ).values()
     )
     checked("n_real + n_synthetic", n, lambda x: x > size, f"above size = {size}")
     one, zero = jnp.ones(size), jnp.zeros(size)
@@ -65,7 +72,10 @@ def fresh_rounds(
         kept=errors.collapse,
     )
     t, start, new, kept = values.values()
-    return new * (1 - kept**t) / (1 - kept) + kept**t * start
+    # Without real samples the last error is kept whole, and each round adds its own.
+    whole = jnp.abs(kept - 1) < 1e-12
+    series = jnp.where(whole, t, (1 - kept**t) / jnp.where(whole, 1.0, 1 - kept))
+    return new * series + kept**t * start
 
 
 @in_float64
@@ -89,6 +99,7 @@ def same_data_rounds(
     the real part knows. Derived here; the start's term in brackets counts how the fluctuations
     that the rounds share add up, and needs t^2 D/n to be small.
     """
+    check_counts(size=size)
     values = broadcast(
         t=not_negative("rounds", rounds),
         n_real=positive("n_real", n_real),
@@ -115,13 +126,10 @@ def generation_factor(generations: ArrayLike, *, accumulate: bool) -> jax.Array:
     order in D/n.
 
     Args:
-      generations: t, integers of at least 1, not traced.
+      generations: t, integers of at least 1.
     """
     t = checked("generations", generations, lambda x: (x >= 1) & (x % 1 == 0), "integers from 1")
-    if not accumulate:
-        return t
-    sums_T = jnp.cumsum(1.0 / jnp.arange(1, int(t.max()) + 1) ** 2)
-    return sums_T[t.astype(int) - 1]
+    return math.pi**2 / 6 - jax.scipy.special.zeta(2.0, t + 1) if accumulate else t
 
 
 @in_float64
@@ -136,8 +144,10 @@ def relabelling_limit(real_share: ArrayLike, noise_ratio: ArrayLike = 1.0) -> ja
       noise_ratio: q, variance of a fit to synthetic labels over that of a fit to real ones: 1 for
         as many labels with as much noise.
     """
-    a = checked("real_share", real_share, lambda x: (x > 0) & (x <= 1), "in (0, 1]")
-    q = not_negative("noise_ratio", noise_ratio)
+    a, q = broadcast(
+        real_share=checked("real_share", real_share, lambda x: (x > 0) & (x <= 1), "in (0, 1]"),
+        noise_ratio=not_negative("noise_ratio", noise_ratio),
+    ).values()
     return (a**2 + q * (1 - a) ** 2) / (a * (2 - a))
 
 
@@ -148,4 +158,4 @@ def best_real_share(noise_ratio: ArrayLike = 1.0) -> jax.Array:
     The positive root of `a^2 = q (1 - a)`; for q = 1 the golden ratio's (sqrt(5) - 1)/2.
     """
     q = not_negative("noise_ratio", noise_ratio)
-    return 0.5 * (jnp.sqrt(q * (q + 4)) - q)
+    return 2 / (1 + jnp.sqrt(1 + 4 / q))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lmnoise import keys
-from lmnoise.theory.arguments import in_float64, not_negative, positive
+from lmnoise.theory.arguments import in_float64, not_negative, positive, scalar
 from lmnoise.theory.collapse.monte_carlo import check_counts, fit
 
 
@@ -47,7 +47,13 @@ def simulate_rounds(
     Raises:
       ValueError: an argument out of its range, or not more samples than dimensions.
     """
-    check_counts(n_real=n_real, n_synthetic=n_synthetic, repetitions=repetitions, rounds=rounds)
+    check_counts(
+        size=size,
+        n_real=n_real,
+        n_synthetic=n_synthetic,
+        repetitions=repetitions,
+        rounds=rounds,
+    )
     if n_real + n_synthetic <= size:
         raise ValueError(
             f"n_real + n_synthetic must be above size = {size}, got {n_real + n_synthetic}"
@@ -59,6 +65,7 @@ def simulate_rounds(
         "weight_real": positive("weight_real", weight_real),
         "weight_synthetic": positive("weight_synthetic", weight_synthetic),
     }
+    numbers = {name: scalar(name, value) for name, value in numbers.items()}
     counts = size, n_real, n_synthetic, rounds, same_data, repetitions
     return _summary(_mix_rounds(key, numbers, *counts))
 
@@ -116,8 +123,10 @@ def simulate_generations(
     Raises:
       ValueError: an argument out of its range, or not more samples than dimensions.
     """
-    check_counts(n=n - size, generations=generations, repetitions=repetitions)
-    noise = not_negative("noise", noise)
+    check_counts(size=size, n=n, generations=generations, repetitions=repetitions)
+    if n <= size:
+        raise ValueError(f"n must be above size = {size}, got {n}")
+    noise = scalar("noise", not_negative("noise", noise))
     counts = size, n, generations, accumulate, repetitions
     return _summary(_generations(key, noise, *counts))
 
