@@ -16,8 +16,8 @@ Conventions of all functions:
   must be there, the zeros included**: d is read from that axis.
 - `time`, `scale` and `decay` have no such axis: their shape, broadcast with the other axes of the
   modes, is that of the batch. `time` (T,) with `singular_values` (d,) gives modes (T, d).
-- Computed in float64 whatever `jax_enable_x64` says; differentiable. Results are NumPy arrays,
-  except inside `jax.jit`, `grad` and `vmap`.
+- Computed in float64 whatever `jax_enable_x64` says; differentiable. Results are NumPy arrays;
+  inside `jax.jit`, `grad` and `vmap` JAX arrays of the caller's default float type.
 - ValueError for what is negative, not finite or does not broadcast. Values under a trace (inside
   `jax.jit`, `grad`, `vmap`) are not checked, shapes are.
 """
