@@ -5,10 +5,13 @@ Command:
         --workdir=runs/collapse-demo
 
 Cost: `demo` 1 to 2 minutes and `laptop` about 11 minutes on two busy cores.
-Expected: more than 90 % of the simulated errors within 2 standard errors of the theory, which the
-report counts figure by figure. With a share p2 of synthetic data the error stops falling at
-p2^2 c^2 (c^2 = 1 in the figures: data as wrong as predicting 0), however many samples there are;
-trained models agree with exact fits to 0.1 % but at the interpolation threshold.
+Expected of `laptop`: of all simulated errors together 93 % (232 of 249) within 2 standard errors
+of the theory at 100 repetitions; the report counts them figure by figure, and against the width
+they are fewer (86 %). With a share p2 of synthetic data the error stops falling at p2^2 c^2
+(c^2 = 1 in the figures: data as wrong as predicting 0), however many samples there are; trained
+models agree with exact fits to 0.1 % but at the interpolation threshold. 100 repetitions do not
+show a bias of a few per cent: for rounds with the same real data the line is of first order, and
+in round 10 the mean of 1500 repetitions lies 4 to 6 % above it (p2 = 0.5 and 0.8).
 """
 
 from ml_collections import ConfigDict

@@ -38,7 +38,7 @@ def chapter(config: ConfigDict, workdir: Path) -> Chapter:
     exact = [point for several in points.values() for point in several]
     return Chapter(
         name="samples",
-        title="More data does not help beyond a floor",
+        title="Error against the number of samples",
         drawing=_drawing(config, points, fits),
         caption=_caption(config),
         points=exact,

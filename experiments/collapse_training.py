@@ -26,7 +26,8 @@ def trained(
     """Trains every setting with SGD and with Adam, or reads it back.
 
     SGD has momentum 0.9 and a peak learning rate of 1 over the largest curvature of the loss, so
-    that it is stable for every sample; both follow a cosine to zero.
+    that it is stable for every sample; both follow a cosine to zero. `adam_rate` is in the stored
+    setting of both, so that another one trains SGD again too.
     """
     runs = [
         s | dict(algorithm=algorithm, steps=steps, adam_rate=adam_rate)

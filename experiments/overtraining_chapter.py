@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import points
@@ -66,6 +66,13 @@ class Deviation:
     values: Sequence[float]
 
 
+class Claim(NamedTuple):
+    """Something that the paper says, and whether the numbers of this run show it."""
+
+    text: str
+    holds: bool
+
+
 @dataclass(frozen=True)
 class Chapter:
     """One figure with its table.
@@ -76,6 +83,7 @@ class Chapter:
       deviations: of what has no randomness.
       table: every number of the figure's points.
       notes: Markdown and tables under the figure.
+      claims: what the paper says of it, judged by its numbers.
     """
 
     name: str
@@ -86,6 +94,7 @@ class Chapter:
     points: Sequence[Point] = ()
     deviations: Sequence[Deviation] = ()
     notes: Sequence[Any] = ()
+    claims: Sequence[Claim] = ()
 
 
 def perturbed(
@@ -183,7 +192,8 @@ def agreement(chapters: Sequence[Chapter]) -> Table:
         "Distance of the mean over draws of the noise in standard errors (SE) of that mean. Where "
         "the closed form is exact and the means are normal, 95.4 % lie within 2 SE and all but 1 "
         "in 16,000 within 4. The expectation at the network's own weights is exact; the distance "
-        "from the line adds what training with a finite step, or for a finite time, leaves.",
+        "from the line adds what training with a finite step, or for a finite time, leaves. Draws "
+        "of different points are independent; the two rows of a figure are of the same draws.",
     )
 
 

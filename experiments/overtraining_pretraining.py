@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from ml_collections import ConfigDict
-from overtraining_chapter import BARS, Chapter, Deviation, Point, bars, perturbed
+from overtraining_chapter import BARS, Chapter, Claim, Deviation, Point, bars, perturbed
 from overtraining_training import Network, Setting, pretrained, spectrum, task
 
 from lmnoise.report import COLOURS, Table, style
@@ -72,7 +72,7 @@ def modes_chapter(config: ConfigDict, trained: dict[float, list[Network]]) -> Ch
     ]
     return Chapter(
         name="modes",
-        title="Modes are learned one after the other",
+        title="Modes in pre-training",
         drawing=_draw_modes(config, trained, deviation),
         caption=(
             "Left: strength of mode i over its singular value against pre-training time; lines: "
@@ -175,7 +175,7 @@ def loss_chapter(config: ConfigDict, workdir: Path, trained: list[Network]) -> C
     expected = overtraining.loss(spectrum(trained[0].of), flow(trained[0].of, times(trained)))
     return Chapter(
         name="pre-training",
-        title="Longer pre-training makes the network more fragile",
+        title="Noise after longer and longer pre-training",
         drawing=_draw_losses(config, trained, by_scale),
         caption=(
             "Loss after Gaussian noise of standard deviation g on every weight, against "
@@ -194,6 +194,7 @@ def loss_chapter(config: ConfigDict, workdir: Path, trained: list[Network]) -> C
             )
         ],
         notes=[_turning_table(by_scale), *_monotone(plain, by_scale)],
+        claims=_claims(plain, by_scale),
     )
 
 
@@ -255,9 +256,7 @@ def _turning_table(by_scale: dict[float, list[Point]]) -> Table:
         sigma_D, threshold = spectrum(of), scale**2 * of["dimension"]
         turn, lowest = turning(of, scale)
         end = float(overtraining.perturbed_loss(sigma_D, sigma_D, scale))
-        best = min(found, key=lambda point: point.measured.mean)
-        rise = found[-1].measured.mean - best.measured.mean
-        error = np.hypot(found[-1].measured.standard_error, best.measured.standard_error)
+        best, rise, error = _rise(found)
         rows.append(
             [
                 f"{scale:g}",
@@ -290,10 +289,54 @@ def _turning_table(by_scale: dict[float, list[Point]]) -> Table:
     )
 
 
-def _monotone(plain: Sequence[float], by_scale: dict[float, list[Point]]) -> list[str]:
-    falls = all(after < before for before, after in pairwise(plain))
+def _rise(found: Sequence[Point]) -> tuple[Point, float, float]:
+    """The point of the lowest measured loss; its rise to the last one, with standard error."""
+    best = min(found, key=lambda point: point.measured.mean)
+    error = np.hypot(found[-1].measured.standard_error, best.measured.standard_error)
+    return best, found[-1].measured.mean - best.measured.mean, float(error)
+
+
+def _claims(plain: Sequence[float], by_scale: dict[float, list[Point]]) -> list[Claim]:
+    """What the paper says of pre-training, by the trained networks."""
+    grows = all(
+        after.own - after.unperturbed > before.own - before.unperturbed
+        for found in by_scale.values()
+        for before, after in pairwise(found)
+    )
+    claims = [
+        Claim(
+            "progressive sensitivity: at every scale, noise costs more from each checkpoint to the "
+            "next (expected rise of the loss at the trained weights)",
+            grows,
+        ),
+        Claim("the loss without noise falls from each checkpoint to the next", _falls(plain)),
+    ]
+    for scale, found in by_scale.items():
+        best, rise, error = _rise(found)
+        claims.append(
+            Claim(
+                f"over-training at g = {scale:g}: the measured loss after noise falls, then rises "
+                "again by more than 1.96 standard errors",
+                best is not found[0] and rise > 1.96 * error,
+            )
+        )
+    if len(by_scale) > 1:
+        claims.append(Claim("more noise, earlier turning point (closed form)", _earlier(by_scale)))
+    return claims
+
+
+def _falls(plain: Sequence[float]) -> bool:
+    return all(after < before for before, after in pairwise(plain))
+
+
+def _earlier(by_scale: dict[float, list[Point]]) -> bool:
+    """Whether more noise always brings the turning point forward."""
     turns = [turning(found[0].of, scale)[0] for scale, found in sorted(by_scale.items())]
-    earlier = all(late > early for late, early in pairwise(turns))
+    return all(late > early for late, early in pairwise(turns))
+
+
+def _monotone(plain: Sequence[float], by_scale: dict[float, list[Point]]) -> list[str]:
+    falls, earlier = _falls(plain), _earlier(by_scale)
     return [
         f"Without noise the trained loss {'falls' if falls else 'does NOT fall'} from every "
         f"checkpoint to the next. With more noise the loss "

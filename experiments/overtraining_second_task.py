@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import points
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from overtraining_chapter import Chapter, Deviation
+from overtraining_chapter import Chapter, Claim, Deviation
 from overtraining_pretraining import STAR, flow, grid, log_time, times
 from overtraining_training import Array, Network, Setting, spectrum, target, train
 
@@ -52,13 +53,13 @@ def chapters(config: ConfigDict, workdir: Path, trained: list[Network]) -> list[
     last = [trained[-1]] * len(own.decays)
     frontier = _tune(config, workdir, last, own.decays, own.frontier_lengths)
     what = (
-        f"Singular values beyond the first {own.shared} are {own.factor:g} times larger in the "
+        f"Singular values beyond the first {own.shared} are {own.factor:g} times as large in the "
         "second task; the singular vectors are shared."
     )
     step = f"step 2^{np.log2(own.rate):g}"
     first = Chapter(
         name="second-task",
-        title="Longer pre-training makes fine-tuning forget more",
+        title="Fine-tuning after longer and longer pre-training",
         drawing=_draw_lengths(config, trained, lengths),
         caption=(
             f"Fine-tuning on a second task for several lengths, against pre-training time. {what} "
@@ -71,11 +72,8 @@ def chapters(config: ConfigDict, workdir: Path, trained: list[Network]) -> list[
             "pre-training time", times(trained), "fine-tuning length", own.lengths, lengths
         ),
         deviations=lengths.deviations(own.rate),
-        notes=[
-            "After short pre-training, fine-tuning also teaches what both tasks share, so that "
-            "forgetting is negative: the harm is one of long pre-training.",
-            _turns(config, trained[-1].of),
-        ],
+        notes=[_forgetting(config, trained[-1].of), _turns(config, trained[-1].of)],
+        claims=_length_claims(config, trained[-1].of, lengths),
     )
     second = Chapter(
         name="frontier",
@@ -91,6 +89,7 @@ def chapters(config: ConfigDict, workdir: Path, trained: list[Network]) -> list[
         table=_table("decay", own.decays, "fine-tuning length", own.frontier_lengths, frontier),
         deviations=frontier.deviations(own.rate),
         notes=[_decays(config, trained[-1].of)],
+        claims=_decay_claims(config, trained[-1].of, frontier),
     )
     return [first, second]
 
@@ -221,25 +220,101 @@ def _curves(config: ConfigDict, of: Setting, line: Array, length: float, decay: 
     return _by_quantity(overtraining.loss(spectrum(of), tuned.modes), tuned)
 
 
-def _lowest(config: ConfigDict, of: Setting, length: float, decay: float) -> float:
-    """Pre-training time of the lowest loss on the first task after fine-tuning."""
+def _lowest(config: ConfigDict, of: Setting, length: float, decay: float) -> tuple[float, float]:
+    """The turning point of the first-task loss after fine-tuning, and its rise to endless time.
+
+    The turning point is the pre-training time of the lowest loss, the rise is relative to it.
+    """
     line = np.geomspace(config.pretraining.first, 4 * config.pretraining.last, 2000)
-    return float(line[_curves(config, of, line, length, decay)[QUANTITIES[0]].argmin()])
+    loss_T = _curves(config, of, line, length, decay)[QUANTITIES[0]]
+    tuned = overtraining.fine_tuning(
+        spectrum(of), second_spectrum(config, of), spectrum(of), length, decay
+    )
+    end = float(overtraining.loss(spectrum(of), tuned.modes))
+    return float(line[loss_T.argmin()]), end / float(loss_T.min()) - 1
 
 
 def _turns(config: ConfigDict, of: Setting) -> Table:
     """When more pre-training begins to raise the first-task loss, without and with decay."""
     own = config.second
-    rows = [
-        [f"{length:g}", *(f"{_lowest(config, of, length, decay):.2f}" for decay in own.decays)]
+    found = {
+        length: [_lowest(config, of, length, decay) for decay in own.decays]
         for length in own.lengths
-    ]
+    }
     return Table(
         ("fine-tuning length", *(f"decay {decay:g}" for decay in own.decays)),
-        rows,
-        "Pre-training time after which the loss on the first task, measured after fine-tuning, "
-        "rises with more pre-training (closed form, to 0.3 %).",
+        [
+            [f"{length:g}", *(f"{turn:.2f} ({rise:+.1%})" for turn, rise in several)]
+            for length, several in found.items()
+        ],
+        "Pre-training time of the lowest loss on the first task, measured after fine-tuning, and "
+        "in brackets how far that loss rises from there to the end of time (closed form, times to "
+        f"0.3 %, looked for up to {4 * config.pretraining.last:g}).",
     )
+
+
+def _forgetting(config: ConfigDict, of: Setting) -> str:
+    """From when on more pre-training raises forgetting, and where forgetting is negative."""
+    line, found = grid(config), []
+    for length in config.second.lengths:
+        values_T = _curves(config, of, line, length, 0.0)["forgetting"]
+        down = np.flatnonzero(np.diff(values_T) < -1e-9 * np.abs(values_T).max())
+        start = line[down[-1] + 1] if len(down) else line[0]
+        when = "does not rise at the end" if start == line[-1] else f"rises from t = {start:.2f} on"
+        negative = line[values_T < 0]
+        sign = f"negative at times up to {negative[-1]:.2f}" if len(negative) else "never negative"
+        found.append(f"length {length:g}: {when}, {sign}")
+    return (
+        f"Forgetting against pre-training time, by the closed form up to t = {line[-1]:g}: "
+        f"{'; '.join(found)}. Where it is negative, fine-tuning also lowers the loss on the first task."
+    )
+
+
+def _length_claims(config: ConfigDict, of: Setting, found: Tuned) -> list[Claim]:
+    """What the paper says of fine-tuning, by the trained networks."""
+    claims = []
+    for n, length in enumerate(config.second.lengths):
+        loss_R = found.trained[QUANTITIES[0]][:, n]
+        rise = loss_R[-1] / loss_R.min() - 1
+        claims.append(
+            Claim(
+                f"fine-tuning of length {length:g}: with longer pre-training the trained "
+                "first-task loss falls, then rises again to the last checkpoint "
+                f"(by {rise:.1%}; no randomness)",
+                bool(loss_R.argmin() > 0 and rise > 0),
+            )
+        )
+    turns = [_lowest(config, of, length, 0.0)[0] for length in config.second.lengths]
+    if len(turns) > 1:
+        earlier = all(late > early for late, early in pairwise(turns))
+        claims.append(Claim("longer fine-tuning, earlier turning point (closed form)", earlier))
+    return claims
+
+
+def _decay_claims(config: ConfigDict, of: Setting, frontier: Tuned) -> list[Claim]:
+    """What decay towards the pre-trained weights does, weakest first."""
+    own = config.second
+    order = np.argsort(own.decays)
+    if len(order) < 2:
+        return []
+    delays = all(
+        _lowest(config, of, length, own.decays[after])[0]
+        > _lowest(config, of, length, own.decays[before])[0]
+        for length in own.lengths
+        for before, after in pairwise(order)
+    )
+    gain_R = frontier.trained["gain"][order, -1]
+    return [
+        Claim(
+            "stronger decay towards the pre-trained weights, later turning point, at every length "
+            "of fine-tuning (closed form)",
+            delays,
+        ),
+        Claim(
+            "stronger decay, less gain on the second task (trained, at the longest fine-tuning)",
+            bool((np.diff(gain_R) < 0).all()),
+        ),
+    ]
 
 
 def _draw_frontier(config: ConfigDict, of: Setting, found: Tuned) -> Figure:

@@ -7,6 +7,7 @@ Trains the networks, perturbs or fine-tunes them, and writes a report with the t
 The same command goes on after a stop or a kill; what is there is not done again.
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,23 +28,14 @@ from lmnoise.errors import UserError
 from lmnoise.report import Figure, provenance, savefig, write_csv, write_report
 
 SECTIONS = ("seed", "draws", "task", "pretraining", "cure", "second")
-PAPER = """## What this shows of the paper, and what not
-
-Reproduced, in the model in which it can be computed:
-
-- progressive sensitivity: noise of one scale costs more the longer the pre-training;
-- over-training: the loss without noise falls all the time, the loss after noise falls and rises
-  again, earlier for more noise;
-- the same for fine-tuning, earlier for longer fine-tuning; decay towards the pre-trained weights
-  delays it and costs gain on the second task.
-
-Not reproduced: any number of the paper, which are of language models; its noise, whose size
+NOT_REPRODUCED = """Not reproduced: any number of the paper, which are of language models; its noise, whose size
 follows the initialisation of each tensor (here it is equal in all weights); runs that are each
 annealed to their own budget (here checkpoints of one run with a constant step); its own linear
 setting of fine-tuning. The turning points, the soft threshold and the decay in closed form are
-derived here. How much the perturbed loss rises depends on the modes below 2 g² d, which are better
-never learned (the others are learned a little too far, past sigma - g² d); that fine-tuning harms
-the first task needs a second task that differs in what is learned late. Both are chosen here.
+derived here. How much the perturbed loss rises depends on the modes below 2 g² d, which are
+better never learned (the others are learned a little too far, past sigma - g² d); that
+fine-tuning harms the first task needs a second task that differs in what is learned late. Both are
+chosen here.
 """
 
 
@@ -68,7 +60,7 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
         write_csv(folder / f"{chapter.name}.csv", chapter.table)
         blocks += [f"## {chapter.title}", Figure(folder / f"{chapter.name}.png", chapter.caption)]
         blocks += chapter.notes
-    blocks.append(PAPER)
+    blocks.append(_paper(chapters))
     blocks.append(
         f"## Run it\n\n```bash\n{command}\n```\n\nEvery number of a figure's points is in the CSV "
         "file of its name beside this report."
@@ -86,6 +78,7 @@ def _check(config: ConfigDict) -> None:
         ("seed", config.seed, 0),
         ("task.dimension", config.task.dimension, 1),
         ("pretraining.checkpoints", own.checkpoints, 2),
+        ("second.shared", config.second.shared, 0),
     ):
         if value < least:
             raise UserError(f"config.{name} is {value}: it must be at least {least}")
@@ -103,29 +96,57 @@ def _check(config: ConfigDict) -> None:
             f"config.task.start {config.task.start} must lie between 0 and the smallest singular "
             f"value, {smallest:.3g}: every mode is to be learned"
         )
+    _check_second(config)
     _check_steps(config)
+    _check_times(config)
+
+
+def _check_second(config: ConfigDict) -> None:
+    """A second task that differs from the first, and strengths of decay."""
+    own = config.second
+    if own.shared >= config.task.dimension:
+        raise UserError(
+            f"config.second.shared {own.shared} must be below config.task.dimension "
+            f"{config.task.dimension}: the second task is to differ"
+        )
+    if not own.factor > 0 or own.factor == 1:
+        raise UserError(
+            f"config.second.factor {own.factor} must be above 0 and not 1: the second task is to "
+            "differ"
+        )
+    distinct = len(set(own.decays)) == len(own.decays) > 0
+    if not distinct or not all(0 <= decay < math.inf for decay in own.decays):
+        raise UserError(f"config.second.decays {own.decays} must be 0 or above, each once")
 
 
 def _check_steps(config: ConfigDict) -> None:
-    """Step sizes at which training converges, and that divide the times."""
+    """Step sizes at which training converges."""
+    own, second, largest = config.pretraining, config.second, config.task.largest
+    cured = max(config.cure.scales, default=0) ** 2 * config.task.dimension
+    tuned = largest * max(1.0, second.factor)
+    # Curvature is up to twice the largest singular value, plus the weight decay; a step diverges
+    # from two over that.
+    for name, rate, curvature in (
+        ("pretraining.rate", own.rate, 2 * largest),
+        *(("pretraining.coarser", rate, 2 * largest) for rate in own.coarser),
+        ("cure.rate", config.cure.rate, 2 * largest + cured),
+        ("second.rate", second.rate, 2 * tuned + max(second.decays)),
+    ):
+        if not 0 < rate < 2 / curvature:
+            raise UserError(
+                f"config.{name} {rate} must lie between 0 and {2 / curvature:.3g}, beyond which "
+                "training may diverge"
+            )
+
+
+def _check_times(config: ConfigDict) -> None:
+    """Step sizes that divide each other and the times."""
     own = config.pretraining
     if not own.coarser or any(rate <= own.rate or rate % own.rate for rate in own.coarser):
         raise UserError(
             f"config.pretraining.coarser {own.coarser} must be multiples of "
             f"config.pretraining.rate {own.rate}: all step sizes are compared at the same times"
         )
-    # Twice the largest curvature, of the second task, is where a step begins to diverge.
-    limit = 1 / (config.task.largest * max(1.0, config.second.factor))
-    for name, rate in (
-        ("pretraining.coarser", max(own.coarser)),
-        ("cure.rate", config.cure.rate),
-        ("second.rate", config.second.rate),
-    ):
-        if not 0 < rate < limit:
-            raise UserError(
-                f"config.{name} {rate} must lie between 0 and {limit:.3g}, beyond which training "
-                "may diverge"
-            )
     for name, times, rate in (
         ("cure.last", (config.cure.last,), config.cure.rate),
         ("second.lengths", config.second.lengths, config.second.rate),
@@ -149,6 +170,19 @@ def _summary(config: ConfigDict, chapters: Sequence[Chapter]) -> str:
         f"forms: {inside} lie within 4 standard errors of the lines. What has no randomness is "
         "compared by its largest deviation."
     )
+
+
+def _paper(chapters: Sequence[Chapter]) -> str:
+    """The paper's claims, sorted by whether the numbers of this run show them."""
+    claims = [claim for chapter in chapters for claim in chapter.claims]
+    lines = ["## What this shows of the paper, and what not"]
+    for title, holds in (
+        ("Reproduced, in the model in which it can be computed:", True),
+        ("NOT seen with these settings:", False),
+    ):
+        if texts := [f"- {claim.text}" for claim in claims if claim.holds is holds]:
+            lines.append(f"{title}\n\n{';\n'.join(texts)}.")
+    return "\n\n".join([*lines, NOT_REPRODUCED])
 
 
 def main() -> int:

@@ -3,6 +3,9 @@
 One line of `points.jsonl` is one setting with what was computed for it. A point is found again by
 its setting, so the setting must hold all that the point depends on, the seed included; the code
 is not part of it, so after changing the code remove the file.
+
+One process at a time may work in a folder: the file is not locked, and a process that starts takes
+the line that another is writing for one cut short by a kill.
 """
 
 import json

@@ -1,5 +1,6 @@
 """The collapse study: its settings, its trained models against NumPy, what its report counts."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,8 +14,10 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 import collapse_chapter  # noqa: E402
 import collapse_points  # noqa: E402
+import collapse_rounds  # noqa: E402
 import collapse_theory  # noqa: E402
 import collapse_training  # noqa: E402
+import collapse_width  # noqa: E402
 import regression_fit  # noqa: E402
 
 from lmnoise.errors import UserError  # noqa: E402
@@ -151,6 +154,41 @@ def test_disagreement_is_counted_and_named():
     assert bias["of what"] == "bias"
 
 
+def test_rounds_of_one_simulation_are_taken_as_fully_correlated():
+    settings = [RIDGE | dict(round=t) for t in (1, 2, 3)] + [RIDGE | dict(seed=9, round=1)]
+    found = [dataclasses.replace(point(1.0), setting=s | dict(process="p")) for s in settings]
+    chapter = collapse_chapter.Chapter("one", "One", None, "", found, collapse_chapter.table(found))
+    [row] = collapse_chapter.agreement([chapter]).rows
+    assert row[-1] == f"+1.00 ± {np.sqrt(3**2 + 1) / 4:.2f}"
+
+
+def test_what_the_line_of_the_same_real_data_needs_is_computed():
+    config = laptop()
+    last = [dataclasses.replace(point(0.6), setting=RIDGE | dict(n_real=n)) for n in (750, 300)]
+    note = collapse_rounds._same_data_note(config, last)
+    assert "At round 10 t² d/n is 2, and d/n1 is up to 0.1: not both are small" in note
+    assert "low in late rounds" in note
+    assert "+3.0% ± 5.0% at p2 = 0.5" in note
+    config.rounds.update(dict(rounds=2, dimension=3))
+    assert "up to 0.01: both are small." in collapse_rounds._same_data_note(config, last)
+
+
+def test_where_the_collapse_part_is_largest_is_computed():
+    config = laptop()
+    assert "is largest near the threshold m = n = 500" in collapse_width._descent_notes(config)[0]
+    config.widths.widths = (50, 100)
+    assert "is NOT always largest" in collapse_width._descent_notes(config)[0]
+    config.widths.qualities = (0.0,)
+    assert collapse_width._descent_notes(config) == []
+
+
+def laptop():
+    sys.path.insert(0, str(ROOT))
+    from configs.collapse_theory import get_config
+
+    return get_config("laptop")
+
+
 def test_the_table_of_a_figure_has_settings_theory_and_measurement():
     table = collapse_chapter.table([point(1.0)])
     row = dict(zip(table.header, table.rows[0], strict=True))
@@ -175,10 +213,7 @@ def test_the_table_of_a_figure_has_settings_theory_and_measurement():
     ],
 )
 def test_a_study_that_cannot_be_drawn_is_refused_before_it_runs(tmp_path, change, words):
-    sys.path.insert(0, str(ROOT))
-    from configs.collapse_theory import get_config
-
-    config = get_config("laptop")
+    config = laptop()
     config.update(change)
     with pytest.raises(UserError, match=words):
         collapse_theory.run(config, tmp_path, tmp_path / "report", "")

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import overtraining_chapter as chapters  # noqa: E402
+import overtraining_pretraining as pretraining  # noqa: E402
+import overtraining_second_task as second  # noqa: E402
 import overtraining_theory as study  # noqa: E402
 import overtraining_training as training  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
@@ -88,6 +90,62 @@ def test_agreement_counts_distances_from_the_line_and_from_the_weights():
     assert points[1].shifted(0.25) == Estimate(0.5, 0.1, 9)
 
 
+def claimed(texts):
+    claims = [chapters.Claim(text, holds) for text, holds in texts.items()]
+    return chapters.Chapter("name", "", Figure(), "", Table(("a",), [[1]]), claims=claims)
+
+
+def test_the_papers_claims_are_sorted_by_what_the_numbers_show():
+    text = study._paper([claimed({"one": True, "two": False}), claimed({"three": True})])
+    assert text.index("Reproduced") < text.index("- one;") < text.index("- three.")
+    assert text.index("- three.") < text.index("NOT seen with these settings") < text.index("- two")
+    assert "NOT seen" not in study._paper([claimed({"one": True})])
+
+
+def test_claims_on_pre_training_follow_from_the_points():
+    def points(means, expected, scale=0.1):
+        return [
+            chapters.Point({"time": t, "scale": scale}, 1.0, own, 0.5, Estimate(mean, 0.1, 9))
+            for t, (mean, own) in enumerate(zip(means, expected, strict=True))
+        ]
+
+    def claims(plain, *args):
+        return [c.holds for c in pretraining._claims(plain, {0.1: points(*args)})]
+
+    assert claims([3, 2, 1], (3, 1, 2), (1, 2, 3)) == [True, True, True]
+    assert claims([3, 1, 2], (3, 1, 1.2), (1, 3, 2)) == [False, False, False]
+    assert claims([3, 2, 1], (1, 2, 3), (1, 2, 3)) == [True, True, False]
+
+
+def test_claims_on_fine_tuning_follow_from_what_was_trained():
+    of, small = config(), {"lengths": (0.25, 0.5)}
+    of.second.update(small)
+    setting = training.task(**of.task, seed=0) | {"time": 25.0}
+    rising, falling = np.array([3.0, 1.0, 2.0]), np.array([3.0, 2.0, 1.0])
+    trained = {second.QUANTITIES[0]: np.stack([rising, falling], 1)}
+    first, other, *_ = second._length_claims(of, setting, second.Tuned({}, trained))
+    assert first.holds
+    assert not other.holds
+    assert "100.0%" in first.text
+    gains = {"gain": np.array([[1.0, 5.0], [1.0, 4.0], [1.0, 4.5], [1.0, 2.0], [1.0, 1.0]])}
+    assert not second._decay_claims(of, setting, second.Tuned({}, gains))[-1].holds
+
+
+def test_turning_point_of_fine_tuning_and_its_rise_without_decay():
+    of = config()
+    setting = training.task(**of.task, seed=0)
+    turn, rise = second._lowest(of, setting, 1.0, 0.0)
+    sigma, goal = training.spectrum(setting), second.second_spectrum(of, setting)
+
+    def loss(modes):
+        tuned = overtraining.fine_tuning(sigma, goal, modes, 1.0, 0.0)
+        return float(overtraining.loss(sigma, tuned.modes))
+
+    at = [loss(overtraining.modes(sigma, turn * by, 1e-6)) for by in (0.98, 1.0, 1.02)]
+    assert at[1] < min(at[0], at[2])
+    assert rise == pytest.approx(loss(overtraining.modes(sigma, 1e4, 1e-6)) / at[1] - 1, rel=1e-6)
+
+
 def config():
     spec = {}
     exec((ROOT / "configs" / "overtraining_theory.py").read_text(), spec)
@@ -107,6 +165,14 @@ def config():
         ({"second": {"lengths": (0.5, 0.25)}}, "config.second.lengths must rise"),
         ({"second": {"lengths": (0.3, 0.5)}}, "config.second.lengths must rise"),
         ({"task": {"start": 1.0}}, "config.task.start 1.0 must lie"),
+        ({"pretraining": {"rate": 0.0}}, "config.pretraining.rate 0.0 must lie"),
+        ({"cure": {"rate": 0.0}}, "config.cure.rate 0.0 must lie"),
+        ({"cure": {"scales": (6.0,)}}, "config.cure.rate 0.0078125 must lie"),
+        ({"second": {"shared": -3}}, "config.second.shared is -3"),
+        ({"second": {"shared": 16}}, "config.second.shared 16 must be below"),
+        ({"second": {"factor": 0.0}}, "config.second.factor 0.0 must be above 0"),
+        ({"second": {"decays": (0.0, -1.0)}}, "config.second.decays"),
+        ({"second": {"decays": ()}}, "config.second.decays"),
     ],
 )
 def test_a_config_that_cannot_be_run_is_refused_before_training(change, words, tmp_path):
