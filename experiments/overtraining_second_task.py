@@ -266,7 +266,8 @@ def _forgetting(config: ConfigDict, of: Setting) -> str:
         found.append(f"length {length:g}: {when}, {sign}")
     return (
         f"Forgetting against pre-training time, by the closed form up to t = {line[-1]:g}: "
-        f"{'; '.join(found)}. Where it is negative, fine-tuning also lowers the loss on the first task."
+        f"{'; '.join(found)}. Where it is negative, fine-tuning also lowers the loss on the "
+        "first task."
     )
 
 
