@@ -29,11 +29,11 @@ from lmnoise.report import Figure, provenance, savefig, write_csv, write_report
 
 SECTIONS = ("seed", "draws", "task", "pretraining", "cure", "second")
 NOT_REPRODUCED = """Not reproduced: any number of the paper, which are of language models; its
-noise, whose size follows the initialisation of each tensor (here it is equal in all weights);
-runs that are each annealed to their own budget (here checkpoints of one run with a constant step); its
-own linear setting of fine-tuning. The turning points, the soft threshold and the decay in closed form are
-derived here. How much the perturbed loss rises depends on the modes below 2 g² d, which are
-better never learned (the others are learned a little too far, past sigma - g² d); that
+noise, whose size follows the initialisation of each tensor (here it is equal in all weights); runs
+that are each annealed to their own budget (here checkpoints of one run with a constant step); its
+own linear setting of fine-tuning. The turning points, the soft threshold and the decay in closed
+form are derived here. How much the perturbed loss rises depends on the modes below 2 g² d, which
+are better never learned (the others are learned a little too far, past sigma - g² d); that
 fine-tuning harms the first task needs a second task that differs in what is learned late. Both are
 chosen here.
 """
