@@ -9,7 +9,6 @@ with JAX runs on the accelerator, if there is one.
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -287,13 +286,13 @@ def main() -> None:
     values = configs.parse()
     if values.loop > values.settings:
         raise UserError(f"--loop={values.loop} is more than --settings={values.settings}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    contenders = solvers(values.settings, values.loop, values.dimension, cores)
-    contenders += simulations(values.repetitions, values.dimension)
-    seconds, results, others = measure(contenders, values.rounds)
     names = ("settings", "loop", "dimension", "repetitions", "rounds")
     config = {name: values[name].value for name in names}
     origin = provenance(config, [SEED])
+    cores = origin["machine"]["cores"]
+    contenders = solvers(values.settings, values.loop, values.dimension, cores)
+    contenders += simulations(values.repetitions, values.dimension)
+    seconds, results, others = measure(contenders, values.rounds)
     table = speed_table(contenders, seconds)
     folder = Path(values.out)
     write_csv(folder / "speed.csv", table)

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from lmnoise import keys
+from lmnoise.models.regression import RandomProjection
 from lmnoise.theory.arguments import checked, in_float64, not_negative, positive, scalar
 from lmnoise.theory.collapse.rotation import check_matrix
 
@@ -163,11 +164,6 @@ def draw(
     )
 
 
-def projection(key: jax.Array, width: int, size: int) -> jax.Array:
-    """S (m, D), i.i.d. N(0, 1/D)."""
-    return jax.random.normal(keys.fold(key, "projection"), (width, size)) / math.sqrt(size)
-
-
 def fit(
     x_ND: jax.Array, labels_NK: jax.Array, weights_N: jax.Array, penalty: ArrayLike
 ) -> jax.Array:
@@ -215,7 +211,7 @@ def _once(key, roots, numbers, n_real, n_synthetic, width) -> Parts:
     if width is None:
         fitted_D3 = fit(data.x_ND, data.labels_N3, weights_N, numbers["penalty"])
     else:
-        projection_MD = projection(key, width, roots[0].shape[0])
+        projection_MD = RandomProjection(roots[0].shape[0], width).init(key)["projection"]
         features_NM = data.x_ND @ projection_MD.T
         heads_M3 = fit(features_NM, data.labels_N3, weights_N, numbers["penalty"])
         fitted_D3 = projection_MD.T @ heads_M3

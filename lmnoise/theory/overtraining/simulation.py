@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from lmnoise import keys
-from lmnoise.theory.arguments import checked, in_float64, not_negative
+from lmnoise.theory.arguments import checked, in_float64, not_negative, scalar
 
 
 class Simulated(NamedTuple):
@@ -44,9 +44,7 @@ def simulate_perturbed(
         raise ValueError(f"left, right and target do not fit each other: {shapes}")
     if left.shape[1] != right.shape[0]:
         raise ValueError(f"left and right do not fit each other: {shapes[:2]}")
-    scale = not_negative("scale", scale)
-    if scale.shape != ():
-        raise ValueError(f"scale must be a number, got the shape {scale.shape}")
+    scale = scalar("scale", not_negative("scale", scale))
     if draws < 2:
         raise ValueError(f"draws must be at least 2, got {draws}")
     return _simulate(key, left, right, target, scale, draws)
