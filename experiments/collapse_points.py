@@ -13,10 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import points
 from numpy.typing import NDArray
 
-from lmnoise import keys
+from lmnoise import keys, points
 from lmnoise.report import Estimate
 from lmnoise.theory import collapse
 

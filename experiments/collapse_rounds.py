@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import points
 from collapse_chapter import BARS, Chapter, bars
 from collapse_points import Point, Setting, key_of, split
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from lmnoise import points
 from lmnoise.report import COLOURS, Estimate, Table, style
 from lmnoise.theory import collapse
 

@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import points
 import regression_fit
 from collapse_points import Point, Setting, key_of, law, predicted, weights
 
-from lmnoise import keys
+from lmnoise import keys, points
 from lmnoise.models.regression import LinearRegression, RandomProjection
 from lmnoise.report import Estimate, mean_and_error
 from lmnoise.training.optimizer import OptimizerConfig

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import points
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from overtraining_training import Network, Setting, key_of, spectrum, target
 
+from lmnoise import points
 from lmnoise.report import Estimate, Table
 from lmnoise.theory import overtraining
 

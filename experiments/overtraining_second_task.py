@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import points
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from overtraining_chapter import Chapter, Claim, Deviation
 from overtraining_pretraining import STAR, flow, grid, log_time, times
 from overtraining_training import Array, Network, Setting, spectrum, target, train
 
+from lmnoise import points
 from lmnoise.report import COLOURS, Table, style
 from lmnoise.theory import overtraining
 

@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import points
 from numpy.typing import NDArray
 
-from lmnoise import keys
+from lmnoise import keys, points
 from lmnoise.models.regression import TwoLayerLinear, population_batch
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.step import init_state, make_train_step

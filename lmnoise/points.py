@@ -1,4 +1,4 @@
-"""Points of a Monte Carlo study that are computed once: a study that was killed goes on.
+"""Points of a long study or analysis that are computed once: one that was killed goes on.
 
 One line of `points.jsonl` is one setting with what was computed for it. A point is found again by
 its setting, so the setting must hold all that the point depends on, the seed included; the code

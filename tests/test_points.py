@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lmnoise import points
 from lmnoise.errors import UserError
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "experiments"))
-
-import points  # noqa: E402
+ROOT = Path(__file__).parent.parent
 
 SETTINGS = [{"n": n, "rate": 0.1 * n, "seed": 7} for n in range(6)]
 
@@ -58,7 +56,7 @@ def test_a_stopped_study_goes_on_to_the_same_numbers(tmp_path, whole):
 
 def test_what_was_computed_outlives_a_kill(tmp_path, whole):
     program = (
-        "import os, sys, pathlib, json; sys.path.insert(0, 'experiments'); import points, math\n"
+        "import os, pathlib, json, math\nfrom lmnoise import points\n"
         f"settings = json.loads({json.dumps(json.dumps(SETTINGS))})\n"
         "def work(setting):\n"
         "    if setting['n'] == 3: os.kill(os.getpid(), 9)\n"
