@@ -12,7 +12,8 @@ import numpy as np
 
 from lmnoise import tree
 from lmnoise.errors import UserError
-from lmnoise.models.transformer import LanguageModel, Spec, TransformerConfig, gpt2, llama
+from lmnoise.models.layers import Spec
+from lmnoise.models.transformer import LanguageModel, TransformerConfig, gpt2, llama
 
 
 @dataclasses.dataclass(frozen=True)

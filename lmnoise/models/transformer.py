@@ -1,8 +1,7 @@
 """One decoder for the GPT-2 and Llama families, in Flax NNX, split once into functions.
 
-Every tensor is declared once, with its shape, initialiser and logical axes (`Spec`); from the
-declarations come `init`, the abstract parameters and the sharding. Outside attention the
-activations are two-dimensional, `x_ND` with N = B*S tokens.
+Every tensor is declared once, with its shape, initialiser and logical axes (`layers.Spec`);
+from the declarations come `init`, the abstract parameters and the sharding.
 
 Letters: B rows, S positions, N = B*S tokens, D width, H heads, G key/value heads, K head width,
 F MLP width, V vocabulary, L layers.
@@ -11,6 +10,7 @@ F MLP width, V vocabulary, L layers.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from flax import nnx
 from lmnoise import keys, tree
 from lmnoise.models import attention
 from lmnoise.models.cross_entropy import cross_entropy
+from lmnoise.models.layers import Block, Linear, Norm, Spec, param, product, stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,169 +103,29 @@ def llama(*, width: int, heads: int, kv_heads: int, mlp_width: int, **fields) ->
 FAMILIES = {"gpt2": gpt2, "llama": llama}
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """One tensor: shape, initialiser (constant plus normal of a standard deviation), axes."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-    std: float
-    constant: float = 0.0
-
-    def draw(self, key: jax.Array) -> jax.Array:
-        value = jnp.full(self.shape, self.constant, jnp.float32)
-        if self.std:
-            value += self.std * jax.random.normal(key, self.shape, jnp.float32)
-        return value
-
-
-def _param(shape: tuple[int, ...], axes: tuple[str, ...], std: float, constant: float = 0.0):
-    spec = Spec(shape, axes, std, constant)
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), spec=spec)
-
-
-class Linear(nnx.Module):
-    """`x @ kernel + bias`, operands in `dtype`, accumulated in float32."""
-
-    def __init__(self, config, shape, axes, std=0.02, bias=None):
-        self.dtype = config.dtype
-        self.kernel = _param(shape, axes, std)
-        has_bias = config.bias if bias is None else bias
-        self.bias = _param(shape[1:], axes[1:], 0.0) if has_bias else None
-
-    def __call__(self, x_ND):
-        y = _product(x_ND, self.kernel[...], self.dtype)
-        return y if self.bias is None else y + self.bias[...][None]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
-    """`x @ w` and its gradients, all float32, with operands in `dtype`.
-
-    JAX's own gradient would keep the incoming float32 and run both of its products, two thirds
-    of the work, in float32.
-    """
-    return _product_forward(x_ND, w_DF, dtype)[0]
-
-
-def _product_forward(x_ND, w_DF, dtype):
-    x_ND, w_DF = x_ND.astype(dtype), w_DF.astype(dtype)
-    return jnp.dot(x_ND, w_DF, preferred_element_type=jnp.float32), (x_ND, w_DF)
-
-
-def _product_backward(dtype, operands, dy_NF):
-    x_ND, w_DF = operands
-    dy_NF = dy_NF.astype(dtype)
-    return (
-        jnp.dot(dy_NF, w_DF.T, preferred_element_type=jnp.float32),
-        jnp.dot(x_ND.T, dy_NF, preferred_element_type=jnp.float32),
-    )
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-class Norm(nnx.Module):
-    """LayerNorm or RMSNorm in float32."""
-
-    def __init__(self, config):
-        self.centred, self.epsilon = config.norm == "layernorm", config.norm_epsilon
-        self.scale = _param((config.width,), ("width",), 0.0, constant=1.0)
-        has_bias = self.centred and config.bias
-        self.bias = _param((config.width,), ("width",), 0.0) if has_bias else None
-
-    def __call__(self, x_ND):
-        if self.centred:
-            x_ND = x_ND - x_ND.mean(-1, keepdims=True)
-        variance = jnp.square(x_ND).mean(-1, keepdims=True)
-        y = x_ND * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...][None]
-        return y if self.bias is None else y + self.bias[...][None]
-
-
-def rotate(x_BSHK: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding with half-split pairs (arXiv 2104.09864), positions 0..S-1."""
-    length, width = x_BSHK.shape[1], x_BSHK.shape[3]
-    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None]
-    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
-    first, second = jnp.split(x_BSHK, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-class Attention(nnx.Module):
-    """Causal self-attention with grouped queries."""
-
-    def __init__(self, config):
-        self.config = config
-        width, heads_width = config.width, config.heads * config.head_width
-        groups_width = config.kv_heads * config.head_width
-        self.query = Linear(config, (width, heads_width), ("width", "heads"))
-        self.key = Linear(config, (width, groups_width), ("width", "heads"))
-        self.value = Linear(config, (width, groups_width), ("width", "heads"))
-        # GPT-2's scaling keeps the variance of the residual stream independent of the depth.
-        std = 0.02 * (2 * config.layers) ** -0.5
-        self.output = Linear(config, (heads_width, width), ("heads", "width"), std)
-
-    def __call__(self, x_ND, length):
-        c = self.config
-        q_BSHK = self.query(x_ND).reshape(-1, length, c.heads, c.head_width)
-        k_BSGK = self.key(x_ND).reshape(-1, length, c.kv_heads, c.head_width)
-        v_BSGK = self.value(x_ND).reshape(-1, length, c.kv_heads, c.head_width)
-        if c.positions == "rotary":
-            q_BSHK, k_BSGK = rotate(q_BSHK, c.rope_theta), rotate(k_BSGK, c.rope_theta)
-        variant = attention.choose(c.attention, dtype=c.dtype, length=length)
-        operands = [x.astype(c.dtype) for x in (q_BSHK, k_BSGK, v_BSGK)]
-        mixed_BSHK = attention.VARIANTS[variant](*operands).astype(jnp.float32)
-        return self.output(mixed_BSHK.reshape(x_ND.shape[0], -1))
-
-
-class MLP(nnx.Module):
-    """GELU (tanh approximation, as GPT-2) or SwiGLU."""
-
-    def __init__(self, config):
-        shape, axes = (config.width, config.mlp_width), ("width", "mlp")
-        self.up = Linear(config, shape, axes)
-        self.gate = Linear(config, shape, axes) if config.activation == "swiglu" else None
-        std = 0.02 * (2 * config.layers) ** -0.5
-        self.down = Linear(config, shape[::-1], axes[::-1], std)
-
-    def __call__(self, x_ND):
-        if self.gate is None:
-            return self.down(jax.nn.gelu(self.up(x_ND)))
-        return self.down(jax.nn.silu(self.gate(x_ND)) * self.up(x_ND))
-
-
-class Block(nnx.Module):
-    """Pre-norm residual block."""
-
-    def __init__(self, config):
-        self.attention_norm, self.attention = Norm(config), Attention(config)
-        self.mlp_norm, self.mlp = Norm(config), MLP(config)
-
-    def __call__(self, x_ND, length):
-        x_ND = x_ND + self.attention(self.attention_norm(x_ND), length)
-        return x_ND + self.mlp(self.mlp_norm(x_ND))
-
-
 class Transformer(nnx.Module):
-    """Tokens (B, S) to features after the final norm (N, D)."""
+    """Tokens (B, S) to features after the final norm (N, D), and what is observed on the way."""
 
     def __init__(self, config):
         self.config = config
-        self.tokens = _param((config.vocab_size, config.width), ("vocab", "width"), 0.02)
+        self.tokens = param((config.vocab_size, config.width), ("vocab", "width"), 0.02)
         learned = config.positions == "learned"
         self.positions = (
-            _param((config.context, config.width), ("context", "width"), 0.02) if learned else None
+            param((config.context, config.width), ("context", "width"), 0.02) if learned else None
         )
         if config.scanned:
-            self.blocks = _stack(Block(config), config.layers)
+            self.blocks = stack(Block(config), config.layers)
         else:
             self.blocks = nnx.List([Block(config) for _ in range(config.layers)])
         self.final_norm = Norm(config)
         shape, axes = (config.width, config.vocab_size), ("width", "vocab")
         self.head = None if config.tied else Linear(config, shape, axes, bias=False)
 
-    def __call__(self, tokens_BS):
+    def __call__(self, tokens_BS, function=None):
+        """Features, and of each block what `function` gives of each point, stacked over layers.
+
+        Without a function nothing is observed, and the second value is empty.
+        """
         length = tokens_BS.shape[1]
         if length > self.config.context:
             raise ValueError(f"{length} positions exceed the context of {self.config.context}")
@@ -272,37 +133,37 @@ class Transformer(nnx.Module):
         if self.positions is not None:
             x_BSD = x_BSD + self.positions[...][None, :length]
         x_ND = x_BSD.reshape(-1, self.config.width)
+        observed = []
         for block in [self.blocks] if self.config.scanned else self.blocks:
             graphdef, layer = nnx.split(block)
 
-            def apply(layer, x_ND, graphdef=graphdef):
-                return nnx.merge(graphdef, layer)(x_ND, length)
+            def apply(x_ND, layer, graphdef=graphdef):
+                points = {}
 
-            if self.config.remat:
+                def observe(name, value):
+                    if function is not None:
+                        points[name] = function(name, value)
+
+                return nnx.merge(graphdef, layer)(x_ND, length, observe), points
+
+            if self.config.remat and function is None:
                 apply = jax.checkpoint(apply)
             if self.config.scanned:
-                x_ND, _ = jax.lax.scan(lambda x, layer: (apply(layer, x), None), x_ND, layer)  # noqa: B023
+                x_ND, points = jax.lax.scan(apply, x_ND, layer)
             else:
-                x_ND = apply(layer, x_ND)
-        return self.final_norm(x_ND)
+                x_ND, points = apply(x_ND, layer)
+            observed.append(points)
+        if self.config.scanned:
+            (points,) = observed
+        else:
+            points = jax.tree.map(lambda *values: jnp.stack(values), *observed)
+        return self.final_norm(x_ND), points
 
     def unembed(self, x_ND):
         """Logits (N, V) in float32."""
         if self.head is None:
-            return _product(x_ND, self.tokens[...].T, self.config.dtype)
+            return product(x_ND, self.tokens[...].T, self.config.dtype)
         return self.head(x_ND)
-
-
-def _stack(block: Block, layers: int) -> Block:
-    """The block with a leading axis `layers` on every declared tensor."""
-    graphdef, state = nnx.split(block)
-
-    def stack(variable):
-        spec = variable.get_metadata()["spec"]
-        return _param((layers, *spec.shape), ("layers", *spec.axes), spec.std, spec.constant)
-
-    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-    return nnx.merge(graphdef, jax.tree.map(stack, state, is_leaf=is_variable))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,12 +192,33 @@ class LanguageModel:
 
     def features(self, params: Any, tokens_BS: jax.Array) -> jax.Array:
         """Features after the final norm, (B*S, D) float32."""
-        return self._bind(params)(tokens_BS)
+        return self._bind(params)(tokens_BS)[0]
+
+    def observe(
+        self,
+        params: Any,
+        tokens_BS: jax.Array,
+        function: Callable[[str, jax.Array], Any],
+    ) -> dict[str, Any]:
+        """What happens inside each block, `{point: (L, ...)}`.
+
+        Args:
+          params: the parameters.
+          tokens_BS: int32.
+          function: `function(point, value_ND)` is what to keep of a point's activations; it sees
+            one layer at a time, so that they need not be held for all.
+
+        The points are "residual" (the block's input), "attention/input" (after the norm),
+        "attention/output" (what is added to the residual stream), "mlp/input", "mlp/hidden" (the
+        input of the down projection, (N, F)), "mlp/output" (what the down projection gives) and
+        "output" (the block's).
+        """
+        return self._bind(params)(tokens_BS, function)[1]
 
     def logits(self, params: Any, tokens_BS: jax.Array) -> jax.Array:
         """Logits (B, S, V) float32, held whole: for small inputs."""
         module = self._bind(params)
-        return module.unembed(module(tokens_BS)).reshape(*tokens_BS.shape, -1)
+        return module.unembed(module(tokens_BS)[0]).reshape(*tokens_BS.shape, -1)
 
     def loss(self, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         """Next-token cross-entropy of each position, (B, S) float32, nats per token.
@@ -348,7 +230,7 @@ class LanguageModel:
         """
         del key
         module, tokens_BT = self._bind(params), batch["tokens"]
-        x_ND = module(tokens_BT[:, :-1])
+        x_ND, _ = module(tokens_BT[:, :-1])
         losses_N = cross_entropy(
             module.unembed, x_ND, tokens_BT[:, 1:].reshape(-1), self.config.logits_chunk
         )

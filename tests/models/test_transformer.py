@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmnoise import tree
+from lmnoise.models.layers import rotate
 from lmnoise.models.transformer import (
     LanguageModel,
     gpt2,
     llama,
-    rotate,
     stack_layers,
     unstack_layers,
 )

@@ -1,0 +1,184 @@
+"""The layers of the decoder: Flax NNX modules that declare each tensor once (`Spec`).
+
+Activations are two-dimensional, `x_ND` with N = B*S tokens, except inside attention. Letters as
+in `transformer`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lmnoise.models import attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One tensor: shape, initialiser (constant plus normal of a standard deviation), axes."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    std: float
+    constant: float = 0.0
+
+    def draw(self, key: jax.Array) -> jax.Array:
+        value = jnp.full(self.shape, self.constant, jnp.float32)
+        if self.std:
+            value += self.std * jax.random.normal(key, self.shape, jnp.float32)
+        return value
+
+
+def param(shape: tuple[int, ...], axes: tuple[str, ...], std: float, constant: float = 0.0):
+    spec = Spec(shape, axes, std, constant)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), spec=spec)
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, operands in `dtype`, accumulated in float32."""
+
+    def __init__(self, config, shape, axes, std=0.02, bias=None):
+        self.dtype = config.dtype
+        self.kernel = param(shape, axes, std)
+        has_bias = config.bias if bias is None else bias
+        self.bias = param(shape[1:], axes[1:], 0.0) if has_bias else None
+
+    def __call__(self, x_ND):
+        y = product(x_ND, self.kernel[...], self.dtype)
+        return y if self.bias is None else y + self.bias[...][None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
+    """`x @ w` and its gradients, all float32, with operands in `dtype`.
+
+    JAX's own gradient would keep the incoming float32 and run both of its products, two thirds
+    of the work, in float32.
+    """
+    return _product_forward(x_ND, w_DF, dtype)[0]
+
+
+def _product_forward(x_ND, w_DF, dtype):
+    x_ND, w_DF = x_ND.astype(dtype), w_DF.astype(dtype)
+    return jnp.dot(x_ND, w_DF, preferred_element_type=jnp.float32), (x_ND, w_DF)
+
+
+def _product_backward(dtype, operands, dy_NF):
+    x_ND, w_DF = operands
+    dy_NF = dy_NF.astype(dtype)
+    return (
+        jnp.dot(dy_NF, w_DF.T, preferred_element_type=jnp.float32),
+        jnp.dot(x_ND.T, dy_NF, preferred_element_type=jnp.float32),
+    )
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm in float32."""
+
+    def __init__(self, config):
+        self.centred, self.epsilon = config.norm == "layernorm", config.norm_epsilon
+        self.scale = param((config.width,), ("width",), 0.0, constant=1.0)
+        has_bias = self.centred and config.bias
+        self.bias = param((config.width,), ("width",), 0.0) if has_bias else None
+
+    def __call__(self, x_ND):
+        if self.centred:
+            x_ND = x_ND - x_ND.mean(-1, keepdims=True)
+        variance = jnp.square(x_ND).mean(-1, keepdims=True)
+        y = x_ND * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...][None]
+        return y if self.bias is None else y + self.bias[...][None]
+
+
+def rotate(x_BSHK: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding with half-split pairs (arXiv 2104.09864), positions 0..S-1."""
+    length, width = x_BSHK.shape[1], x_BSHK.shape[3]
+    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None]
+    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+    first, second = jnp.split(x_BSHK, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with grouped queries."""
+
+    def __init__(self, config):
+        self.config = config
+        width, heads_width = config.width, config.heads * config.head_width
+        groups_width = config.kv_heads * config.head_width
+        self.query = Linear(config, (width, heads_width), ("width", "heads"))
+        self.key = Linear(config, (width, groups_width), ("width", "heads"))
+        self.value = Linear(config, (width, groups_width), ("width", "heads"))
+        # GPT-2's scaling keeps the variance of the residual stream independent of the depth.
+        std = 0.02 * (2 * config.layers) ** -0.5
+        self.output = Linear(config, (heads_width, width), ("heads", "width"), std)
+
+    def __call__(self, x_ND, length):
+        c = self.config
+        q_BSHK = self.query(x_ND).reshape(-1, length, c.heads, c.head_width)
+        k_BSGK = self.key(x_ND).reshape(-1, length, c.kv_heads, c.head_width)
+        v_BSGK = self.value(x_ND).reshape(-1, length, c.kv_heads, c.head_width)
+        if c.positions == "rotary":
+            q_BSHK, k_BSGK = rotate(q_BSHK, c.rope_theta), rotate(k_BSGK, c.rope_theta)
+        variant = attention.choose(c.attention, dtype=c.dtype, length=length)
+        operands = [x.astype(c.dtype) for x in (q_BSHK, k_BSGK, v_BSGK)]
+        mixed_BSHK = attention.VARIANTS[variant](*operands).astype(jnp.float32)
+        return self.output(mixed_BSHK.reshape(x_ND.shape[0], -1))
+
+
+class MLP(nnx.Module):
+    """GELU (tanh approximation, as GPT-2) or SwiGLU."""
+
+    def __init__(self, config):
+        shape, axes = (config.width, config.mlp_width), ("width", "mlp")
+        self.up = Linear(config, shape, axes)
+        self.gate = Linear(config, shape, axes) if config.activation == "swiglu" else None
+        std = 0.02 * (2 * config.layers) ** -0.5
+        self.down = Linear(config, shape[::-1], axes[::-1], std)
+
+    def __call__(self, x_ND, observe):
+        if self.gate is None:
+            hidden_NF = jax.nn.gelu(self.up(x_ND))
+        else:
+            hidden_NF = jax.nn.silu(self.gate(x_ND)) * self.up(x_ND)
+        observe("mlp/hidden", hidden_NF)
+        return self.down(hidden_NF)
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block; `observe(name, value)` is told of the points along the way."""
+
+    def __init__(self, config):
+        self.attention_norm, self.attention = Norm(config), Attention(config)
+        self.mlp_norm, self.mlp = Norm(config), MLP(config)
+
+    def __call__(self, x_ND, length, observe):
+        observe("residual", x_ND)
+        input_ND = self.attention_norm(x_ND)
+        observe("attention/input", input_ND)
+        added_ND = self.attention(input_ND, length)
+        observe("attention/output", added_ND)
+        x_ND = x_ND + added_ND
+        input_ND = self.mlp_norm(x_ND)
+        observe("mlp/input", input_ND)
+        added_ND = self.mlp(input_ND, observe)
+        observe("mlp/output", added_ND)
+        x_ND = x_ND + added_ND
+        observe("output", x_ND)
+        return x_ND
+
+
+def stack(block: Block, layers: int) -> Block:
+    """The block with a leading axis `layers` on every declared tensor."""
+    graphdef, state = nnx.split(block)
+
+    def repeat(variable):
+        spec = variable.get_metadata()["spec"]
+        return param((layers, *spec.shape), ("layers", *spec.axes), spec.std, spec.constant)
+
+    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    return nnx.merge(graphdef, jax.tree.map(repeat, state, is_leaf=is_variable))
