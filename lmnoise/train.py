@@ -135,7 +135,7 @@ def build(config: ConfigDict) -> Run:
             raise UserError(f"config.{key} is {config[section][name]}: it must be at least {least}")
     members = members_of(config)
     data = _open(config, config.data.source, "train")
-    model = LanguageModel(_model_config(config, data))
+    model = LanguageModel(model_config(config, data.vocab_size))
     devices = mesh.make_mesh(**config.mesh)
     train = config.train
     mesh.check_divisible(devices, members=len(members), batch_size=train.batch_size)
@@ -192,7 +192,12 @@ def _open(config: ConfigDict, name: str, split: str) -> Packed:
     return open_packed(name, split, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
 
 
-def _model_config(config: ConfigDict, data: Packed) -> TransformerConfig:
+def model_config(config: ConfigDict, tokens: int) -> TransformerConfig:
+    """The model of a config whose tokenizer has ids below `tokens`.
+
+    Raises:
+      UserError: values that do not fit each other; it names the key.
+    """
     fields = config.model.to_dict()
     family = fields.pop("family")
     if family not in FAMILIES:
@@ -201,11 +206,11 @@ def _model_config(config: ConfigDict, data: Packed) -> TransformerConfig:
         fields.pop("bias")
     fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
     fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]
-    vocab_size = fields.pop("vocab_size") or data.vocab_size
-    if vocab_size < data.vocab_size:
+    vocab_size = fields.pop("vocab_size") or tokens
+    if vocab_size < tokens:
         raise UserError(
             f"config.model.vocab_size is {vocab_size} but the tokenizer {config.data.tokenizer} "
-            f"has ids up to {data.vocab_size - 1}: set it to 0 or at least {data.vocab_size}"
+            f"has ids up to {tokens - 1}: set it to 0 or at least {tokens}"
         )
     if config.model.dtype not in ("float32", "bfloat16"):
         raise UserError(

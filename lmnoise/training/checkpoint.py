@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from lmnoise.errors import UserError
@@ -145,6 +146,61 @@ class Checkpoints:
             f"{target.name} and the one of step {used} is used",
             file=sys.stderr,
         )
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints lie in a folder, in order, without touching it."""
+    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal())
+
+
+def read_member(folder: Path, step: int, member: int) -> Any:
+    """One member's parameters on the host, whatever the devices that wrote them.
+
+    Nothing in the folder changes, so a run may be writing there; leaf by leaf, so that no more
+    than one leaf of the other members is held.
+
+    Returns:
+      Nested dicts with the keys as strings, leaves (...) without the member axis.
+
+    Raises:
+      UserError: there is no such member, or the checkpoint cannot be read.
+    """
+    _drop_chatter()
+    path = Path(folder).absolute() / str(step) / "states"
+    options = ocp.RestoreArgs(restore_type=np.ndarray)
+
+    def read(keys: Any, leaf: Any) -> np.ndarray:
+        if not member < leaf.shape[0]:
+            raise UserError(
+                f"{folder} holds {leaf.shape[0]} members: name one from #0 to "
+                f"#{leaf.shape[0] - 1}, not #{member}"
+            )
+        names = ["params", *(key.key for key in keys)]
+        item, restore_args = leaf, options
+        for name in reversed(names):
+            item, restore_args = {name: item}, {name: restore_args}
+        restored = reader.restore(
+            path, ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
+        )
+        for name in names:
+            restored = restored[name]
+        return restored[member].copy()
+
+    with ocp.PyTreeCheckpointer() as reader:
+        try:
+            stored = reader.metadata(path).item_metadata
+            if stored is None:
+                raise FileNotFoundError(f"{path} has no index")
+            return jax.tree_util.tree_map_with_path(read, stored.tree["params"])
+        except UserError:
+            raise
+        except Exception as error:  # Orbax raises whatever its storage layers raise.
+            if _is_no_damage(error):
+                raise
+            raise UserError(
+                f"the checkpoint of step {step} in {folder} cannot be read "
+                f"({_first_line(error)}): name another step"
+            ) from error
 
 
 def _drop_chatter() -> None:
