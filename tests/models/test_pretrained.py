@@ -9,7 +9,7 @@ import pytest
 
 from lmnoise import tree
 from lmnoise.errors import UserError
-from lmnoise.models import pretrained
+from lmnoise.models.architectures import ARCHITECTURES
 from lmnoise.models.pretrained import from_huggingface
 from lmnoise.models.transformer import LanguageModel, stack_layers
 
@@ -42,7 +42,7 @@ def test_structure_is_the_models_own(name):
         assert (leaf.shape, leaf.dtype) == (wanted.shape, wanted.dtype), path
 
 
-@pytest.mark.parametrize("architecture", pretrained.ARCHITECTURES.values())
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values())
 def test_tables_read_both_ways(architecture):
     """Each tensor is named by exactly its parts, so that a table can also export."""
     by_name = {}
@@ -73,7 +73,7 @@ def test_accepted_spellings():
         leaf.dtype == np.float32 for leaf in jax.tree.leaves(from_huggingface(config, halves)[1])
     )
     del config["n_inner"]
-    assert pretrained.ARCHITECTURES["GPT2LMHeadModel"].config(config).mlp_width == 4 * 24
+    assert ARCHITECTURES["GPT2LMHeadModel"].config(config).mlp_width == 4 * 24
 
 
 def test_rope_theta_of_transformers_4_and_5():
