@@ -1,8 +1,14 @@
-"""Loss by source on held-out text, with standard errors over documents."""
+"""Loss by source on held-out text, with standard errors over documents.
+
+A source is a corpus, a language, or anything else whose loss is asked for on its own. Nats per
+token depend on what a token is: they compare between models of one tokenizer on one text, and
+neither across tokenizers nor across languages. Bits per byte compare across tokenizers; across
+languages only as far as a byte says as much in one as in the other.
+"""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,8 +33,19 @@ class Source:
     bytes_per_token: np.ndarray
 
 
+class Sums(NamedTuple):
+    """What `summarise` takes, by document of one source and, for losses, by member.
+
+    losses_MD: nats, float64. counts_D: scored tokens, float64. bytes_per_token_D: see `Source`.
+    """
+
+    losses_MD: np.ndarray
+    counts_D: np.ndarray
+    bytes_per_token_D: np.ndarray
+
+
 def document_sums(
-    token_losses: Callable[[dict[str, jax.Array]], np.ndarray],
+    losses: Iterable[np.ndarray],
     batches: Iterable[dict[str, np.ndarray]],
     documents: int,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -37,20 +54,20 @@ def document_sums(
     A target token counts for the document that it belongs to itself.
 
     Args:
-      token_losses: a batch to losses (M, B, S).
+      losses: of each batch, (M, B, S) in nats.
       batches: see `Source`.
       documents: number of documents of the source.
     """
-    losses, counts = 0.0, np.zeros(documents)
-    for batch in batches:
+    sums, counts = 0.0, np.zeros(documents)
+    for losses_MBS, batch in zip(losses, batches, strict=True):
         weights_N = batch["weights"].reshape(-1).astype(np.float64)
         document_N = batch["document"][:, 1:].reshape(-1)
-        nats_MN = np.asarray(token_losses(batch), np.float64).reshape(-1, weights_N.size)
+        nats_MN = np.asarray(losses_MBS, np.float64).reshape(-1, weights_N.size)
         counts += np.bincount(document_N, weights_N, documents)
-        losses = losses + np.stack(
+        sums = sums + np.stack(
             [np.bincount(document_N, nats_N * weights_N, documents) for nats_N in nats_MN]
         )
-    return losses, counts
+    return sums, counts
 
 
 def summarise(
@@ -82,6 +99,33 @@ def summarise(
     }
 
 
+def paired(
+    losses_D: np.ndarray, baseline_D: np.ndarray, counts_D: np.ndarray
+) -> tuple[float, float]:
+    """How much more two models differ than documents do: both scored the same tokens.
+
+    Args:
+      losses_D, baseline_D: nats of each document under the two models.
+      counts_D: scored tokens of each document.
+
+    Returns:
+      The token-weighted mean of `losses - baseline` in nats per token, and its standard error
+      over documents: those of `summarise`, of the differences.
+    """
+    found = summarise((losses_D - baseline_D)[None], counts_D, np.ones_like(counts_D))
+    return float(found["loss"][0]), float(found["standard_error"][0])
+
+
+def member_rows(sums: Mapping[str, Sums]) -> list[dict[str, Any]]:
+    """A row a member, `member` and `eval/<source>/<metric>`, from the sums of every source."""
+    rows = [{"member": m} for m in range(max(len(s.losses_MD) for s in sums.values()))]
+    for source, of_source in sums.items():
+        for name, values_M in summarise(*of_source).items():
+            for row, value in zip(rows, values_M, strict=True):
+                row[f"eval/{source}/{name}"] = float(value)
+    return rows
+
+
 def evaluator(
     population: Population,
     loss: Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array],
@@ -100,17 +144,16 @@ def evaluator(
     )
 
     def evaluate(params: Any) -> list[dict[str, Any]]:
-        rows = [{"member": m} for m in range(population.count)]
+        sums = {}
         for source in sources:
-
-            def losses_of(batch):
-                tokens_BT = put_whole(population.mesh, batch["tokens"], batch_axis=0)
-                return jax.device_get(token_losses(params, tokens_BT))
-
-            sums = document_sums(losses_of, source.batches, len(source.bytes_per_token))
-            for name, values_M in summarise(*sums, source.bytes_per_token).items():
-                for member, value in enumerate(values_M):
-                    rows[member][f"eval/{source.name}/{name}"] = float(value)
-        return rows
+            losses = (
+                jax.device_get(
+                    token_losses(params, put_whole(population.mesh, tokens, batch_axis=0))
+                )
+                for tokens in (batch["tokens"] for batch in source.batches)
+            )
+            found = document_sums(losses, source.batches, len(source.bytes_per_token))
+            sums[source.name] = Sums(*found, source.bytes_per_token)
+        return member_rows(sums)
 
     return evaluate

@@ -94,17 +94,29 @@ def state_shardings(mesh: Mesh, states: Any, table: tree.Table) -> Any:
 
     An axis that the mesh does not divide is replicated instead.
     """
+    return _by_table(mesh, states, table, ("member",))
 
+
+def parameter_shardings(mesh: Mesh, params: Any, table: tree.Table = TRANSFORMER_SHARDING) -> Any:
+    """Shardings by the table of what all members share, so without an axis of members.
+
+    An axis that the mesh does not divide is replicated instead.
+    """
+    return _by_table(mesh, params, table, ())
+
+
+def _by_table(mesh: Mesh, leaves: Any, table: tree.Table, leading: tuple[str, ...]) -> Any:
     def sharding(name, leaf):
-        spec = tuple(tree.lookup(table, name))[: leaf.ndim - 1]
-        spec = ("member", *(None,) * (leaf.ndim - 1 - len(spec)), *spec)
+        free = leaf.ndim - len(leading)
+        spec = tuple(tree.lookup(table, name))[:free]
+        spec = (*leading, *(None,) * (free - len(spec)), *spec)
         fits = [
             axis if axis and size % mesh.shape[axis] == 0 else None
             for axis, size in zip(spec, leaf.shape, strict=True)
         ]
         return NamedSharding(mesh, PartitionSpec(*fits))
 
-    return tree.map_named(sharding, states)
+    return tree.map_named(sharding, leaves)
 
 
 def over_members(mesh: Mesh) -> NamedSharding:

@@ -31,8 +31,7 @@ def map_members(function: Callable[..., Any], mesh: Mesh, group: int, *operands:
 
     Args:
       function: takes one member's slice of each operand.
-      group: members at once; 0 picks 1 on CPU, where a wide `vmap` only costs memory, and all
-        elsewhere.
+      group: members at once; 0 leaves it to `automatic_group`.
     """
 
     def run(*local):
@@ -65,6 +64,26 @@ def update_members(
     return _over_shards(run, mesh, states, rest)
 
 
+def automatic_group(count: int, member_bytes: int = 0) -> int:
+    """Members at once of the `count` of one device, if the user names no number.
+
+    1 on CPU, where a wide `vmap` only costs memory. Elsewhere all, or as many as the free memory
+    of every device holds, at least 1.
+
+    Args:
+      count: members of one device.
+      member_bytes: memory that a member takes while it runs; 0 if that is not known.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    if member_bytes == 0:
+        return count
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    free = min(s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+    # A tenth stays free: the allocator cannot use every gap.
+    return max(1, min(count, int(0.9 * free) // member_bytes))
+
+
 def _count(operands: Any) -> int:
     return jax.tree.leaves(operands)[0].shape[0]
 
@@ -74,9 +93,7 @@ def _at_once(group: int, operands: Any) -> int | None:
 
     A `vmap` of one would turn a branch on a member's kind of noise into computing all kinds.
     """
-    if group == 0:
-        group = 1 if jax.default_backend() == "cpu" else _count(operands)
-    size = min(group, _count(operands))
+    size = min(group or automatic_group(_count(operands)), _count(operands))
     return size if size > 1 else None
 
 
