@@ -73,6 +73,7 @@ def fit(
     cost: Cost,
     config_record: dict[str, Any],
     title: str = "train",
+    start: Any = None,
 ) -> TrainState | None:
     """Trains to the end, from the last checkpoint of the work directory if there is one.
 
@@ -84,8 +85,11 @@ def fit(
         batches are the position in the data.
       evaluate: the population's parameters to rows for the metrics, each with `member`.
       cost: for tokens/s and MFU.
-      config_record: the config as run, stored with every checkpoint (JSON).
+      config_record: the config as run, stored with every checkpoint (JSON). What `start` and
+        the members' `frozen` are is for it to say: checkpoints do not know.
       title: of the progress bar.
+      start: parameters, without the axis of the members, from which a run without a checkpoint
+        begins (see `Population.start`); default the population's own `init`.
 
     Returns:
       The final states, or None if SIGTERM or SIGINT stopped the run after saving it.
@@ -94,7 +98,9 @@ def fit(
       UserError: the loss kept failing after `max_rollbacks` rollbacks, or the disk is full.
     """
     with _StopSignals() as stop:
-        run = _Run(population, batches, config, workdir, evaluate, cost, config_record, title)
+        run = _Run(
+            population, batches, config, workdir, evaluate, cost, config_record, title, start
+        )
         try:
             return run.until_done(stop)
         finally:
@@ -104,9 +110,11 @@ def fit(
 class _Run:
     """The moving parts of one call of `fit`."""
 
-    def __init__(self, population, batches, config, workdir, evaluate, cost, config_record, title):
+    def __init__(
+        self, population, batches, config, workdir, evaluate, cost, config_record, title, start
+    ):
         self.population, self.batches, self.config = population, batches, config
-        self.config_record = config_record
+        self.config_record, self.start = config_record, start
         self.workdir, self.evaluate, self.cost = workdir, evaluate, cost
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", keep=config.keep, keep_every=config.keep_every
@@ -248,7 +256,12 @@ class _Run:
         with jax.transfer_guard("allow"):
             restored = self.checkpoints.restore(self.population.abstract(), at_most)
             if restored is None:
-                self.step, self.states, meta = 0, self.population.init(), {}
+                self.step, meta = 0, {}
+                self.states = (
+                    self.population.init()
+                    if self.start is None
+                    else self.population.start(self.start)
+                )
             else:
                 self.step, self.states, meta = restored
                 refuse_difference(self.workdir, meta["config"], self.config_record)

@@ -119,11 +119,6 @@ def _by_table(mesh: Mesh, leaves: Any, table: tree.Table, leading: tuple[str, ..
     return tree.map_named(sharding, leaves)
 
 
-def over_members(mesh: Mesh) -> NamedSharding:
-    """Axis 0 over `member`: per-member hyper-parameters."""
-    return NamedSharding(mesh, PartitionSpec("member"))
-
-
 def part_of_batch(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     """(index, count): this process holds part `index` of `count` equal parts of a batch's rows.
 

@@ -113,8 +113,17 @@ def make_optimizer(
     params: Any,
     learning_rate: float | jax.Array,
     weight_decay: float | jax.Array,
+    frozen: Any = None,
 ) -> optax.GradientTransformation:
     """The algorithm for parameters of this structure; rate and decay may be traced, one a member.
+
+    Args:
+      config: the algorithm and its schedule.
+      params: parameters, for their names and structure.
+      learning_rate, weight_decay: numbers, or arrays of shape ().
+      frozen: bool arrays like `params`, perhaps traced, True where an entry must keep its bits;
+        the others move as they would without these. The optimizer's state is the same with
+        and without it.
 
     Raises:
       KeyError: a table matches no pattern to some leaf.
@@ -136,8 +145,25 @@ def make_optimizer(
     )
     labels = jax.tree.map(lambda m: "frozen" if m.value is None else "trained", multipliers)
     if "frozen" not in jax.tree.leaves(labels):
-        return trained
-    return optax.multi_transform({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+        return _without(frozen, trained)
+    still = {"trained": trained, "frozen": optax.set_to_zero()}
+    return _without(frozen, optax.multi_transform(still, labels))
+
+
+def _without(
+    frozen: Any, transformation: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Hides the gradient of frozen entries, so that no norm counts it, and undoes their update."""
+    if frozen is None:
+        return transformation
+
+    def update(updates, state, params):
+        hidden = jax.tree.map(lambda f, u: jnp.where(f, 0.0, u), frozen, updates)
+        updates, state = transformation.update(hidden, state, params)
+        # Adding -0.0 keeps the bits of every number, adding 0.0 those of all but -0.0.
+        return jax.tree.map(lambda f, u: jnp.where(f, -0.0, u), frozen, updates), state
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 class _Start(NamedTuple):

@@ -11,16 +11,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lmnoise import tree
 from lmnoise.training import mesh as meshes
 from lmnoise.training.optimizer import OptimizerConfig
-from lmnoise.training.step import Loss, TrainState, init_state, make_train_step
+from lmnoise.training.step import Loss, TrainState, init_state, make_train_step, start_state
 
 
-def member_arrays(members: Sequence[dict[str, float | int]]) -> dict[str, np.ndarray]:
-    """Traced hyper-parameters as arrays (M,): integers as int32, the rest as float32."""
-    arrays = {name: np.asarray([m[name] for m in members]) for name in members[0]}
-    return {
-        name: a.astype(np.int32 if np.issubdtype(a.dtype, np.integer) else np.float32)
-        for name, a in arrays.items()
-    }
+def member_arrays(members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Traced hyper-parameters as arrays (M,): integers as int32, the rest as float32.
+
+    Booleans stay so. A value may be a pytree, such as `frozen`; its leaves become (M, ...).
+    """
+
+    def stack(*values):
+        array = np.stack(values)
+        if array.dtype == bool:
+            return array
+        kind = np.int32 if np.issubdtype(array.dtype, np.integer) else np.float32
+        return array.astype(kind, copy=False)
+
+    return {name: jax.tree.map(stack, *(m[name] for m in members)) for name in members[0]}
 
 
 def map_members(function: Callable[..., Any], mesh: Mesh, group: int, *operands: Any) -> Any:
@@ -115,7 +122,9 @@ class Population:
       loss: `loss(params, batch, key) -> loss_BS`.
       transform: `transform(batch, member) -> batch`, see `make_train_step`.
       optimizer: schedule and AdamW.
-      members: hyper-parameters (M,), at least `seed`, `stream`, `learning_rate`, `weight_decay`.
+      members: hyper-parameters (M,), at least `seed`, `stream`, `learning_rate`, `weight_decay`;
+        optionally `frozen`, bool arrays (M, ...) like the parameters, True where an entry must
+        keep its bits (all False for a member of which nothing is frozen), sharded as they are.
       mesh, sharding: devices, and the table of path patterns that places parameters.
       accumulate: micro-batches a step.
       group: see `map_members`.
@@ -128,15 +137,15 @@ class Population:
         loss: Loss,
         transform: Callable[..., Any],
         optimizer: OptimizerConfig,
-        members: dict[str, np.ndarray],
+        members: dict[str, Any],
         mesh: Mesh,
         sharding: tree.Table = meshes.TRANSFORMER_SHARDING,
         accumulate: int = 1,
         group: int = 0,
     ):
         self.mesh, self.group = mesh, group
-        self.members = jax.device_put(members, meshes.over_members(mesh))
-        self.count = len(next(iter(members.values())))
+        self.members = jax.device_put(members, meshes.state_shardings(mesh, members, sharding))
+        self.count = _count(members)
         train_step = make_train_step(loss, transform, optimizer, accumulate)
 
         def init_all(members):
@@ -156,7 +165,15 @@ class Population:
             mesh, jax.eval_shape(init_all, self.members), sharding
         )
         self._replicated = NamedSharding(mesh, PartitionSpec())
+
+        def start_all(params):
+            return jax.tree.map(
+                lambda a: jnp.broadcast_to(a[None], (self.count, *a.shape)),
+                start_state(params, optimizer),
+            )
+
         self._init = jax.jit(init_all, out_shardings=self.shardings)
+        self._start = jax.jit(start_all, out_shardings=self.shardings)
         self._steps = jax.jit(
             steps, donate_argnums=0, out_shardings=(self.shardings, self._replicated)
         )
@@ -164,6 +181,28 @@ class Population:
     def init(self) -> TrainState:
         """Fresh states, every leaf with a leading axis M."""
         return self._init(self.members)
+
+    def start(self, params: Any) -> TrainState:
+        """States at step 0 in which every member begins with the same given parameters.
+
+        Args:
+          params: float32 arrays, on the host or a device, without the axis M of the members.
+
+        Raises:
+          ValueError: `params` is not of the structure, shapes and dtypes of this population's.
+        """
+        abstract = self.abstract().params
+
+        def place(name, wanted, leaf):
+            if (leaf.shape, leaf.dtype) != (wanted.shape[1:], wanted.dtype):
+                raise ValueError(
+                    f"params/{name} is {leaf.dtype} {leaf.shape}, not {wanted.dtype} "
+                    f"{wanted.shape[1:]}"
+                )
+            spec = PartitionSpec(*wanted.sharding.spec[1:])
+            return jax.device_put(leaf, NamedSharding(self.mesh, spec))
+
+        return self._start(tree.map_named(place, abstract, params))
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the states, for restoring a checkpoint."""

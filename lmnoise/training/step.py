@@ -11,7 +11,7 @@ from lmnoise import keys
 from lmnoise.training.optimizer import OptimizerConfig, make_optimizer, schedule
 
 type Batch = dict[str, Any]
-type Member = dict[str, jax.Array]
+type Member = dict[str, Any]
 type Loss = Callable[[Any, Batch, jax.Array], jax.Array]
 
 
@@ -27,7 +27,11 @@ def init_state(
     init: Callable[[jax.Array], Any], optimizer: OptimizerConfig, member: Member
 ) -> TrainState:
     """A fresh state; the parameters depend on the member's seed alone."""
-    params = init(keys.fold(jax.random.key(member["seed"]), "parameters"))
+    return start_state(init(keys.fold(jax.random.key(member["seed"]), "parameters")), optimizer)
+
+
+def start_state(params: Any, optimizer: OptimizerConfig) -> TrainState:
+    """The state at step 0 of training that starts from these parameters."""
     transformation = make_optimizer(optimizer, params, 0.0, 0.0)
     return TrainState(jnp.zeros((), jnp.int32), params, transformation.init(params))
 
@@ -47,7 +51,8 @@ def make_train_step(
       loss: `loss(params, batch, key) -> loss_BS`, per example or per token.
       transform: `transform(batch, member) -> batch` with `weights` and `groups` (named masks),
         both broadcastable to the loss, and a leading axis B on every leaf.
-      optimizer: its `learning_rate` and `weight_decay` come from the member.
+      optimizer: its `learning_rate` and `weight_decay` come from the member; and `frozen`, bool
+        arrays like the parameters, if the member has it (see `make_optimizer`).
       accumulate: micro-batches a step; it divides B.
 
     Returns:
@@ -76,7 +81,11 @@ def make_train_step(
         count = sums["loss"][1]
         grads = jax.tree.map(lambda g: g / jnp.where(count > 0, count, 1.0), grads)
         transformation = make_optimizer(
-            optimizer, state.params, member["learning_rate"], member["weight_decay"]
+            optimizer,
+            state.params,
+            member["learning_rate"],
+            member["weight_decay"],
+            member.get("frozen"),
         )
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -26,6 +26,7 @@ class Toy:
         ]
         self.poison = {}
         self.seen = []
+        self.start = None
         self.on_batch = lambda index: None
         self.options = options
 
@@ -78,6 +79,7 @@ class Toy:
             evaluate=self.evaluate,
             cost=Cost(ROWS, 1.0),
             config_record={},
+            start=self.start,
         )
 
 
