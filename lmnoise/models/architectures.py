@@ -1,4 +1,4 @@
-"""Hugging Face's model classes: translations of config.json, and one table of names each.
+"""Hugging Face's model classes: what each computes, and one table of names each.
 
 A table maps the path of each of our leaves (of the unrolled layout, `{}` is the layer) to the
 tensor that holds it. Configurations and tables read both ways, to import and to export.
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lmnoise.errors import UserError
-from lmnoise.models.transformer import TransformerConfig, gpt2, llama
+from lmnoise.models import config_json
+from lmnoise.models.transformer import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +76,29 @@ class Architecture:
 
     Attributes:
       prefix: of tensor names; checkpoints of the bare model leave it away.
-      config: translates config.json; raises a UserError at what we do not compute.
+      translate: config.json to our configuration.
       export: its inverse, for the models that the class computes (see `for_export`).
       table: our path to `Tensor`.
       buffers: endings of the names of stored constants that are no parameters.
     """
 
     prefix: str
-    config: Callable[[Mapping[str, Any]], TransformerConfig]
+    translate: Callable[[Mapping[str, Any]], TransformerConfig]
     export: Callable[[TransformerConfig], dict[str, Any]]
     table: Mapping[str, Tensor]
-    buffers: tuple[str, ...]
+    buffers: tuple[str, ...] = (".rotary_emb.inv_freq",)
+
+    def config(self, config: Mapping[str, Any]) -> TransformerConfig:
+        """Our configuration of the contents of a config.json.
+
+        Raises:
+          UserError: an option that is missing, or that we do not compute.
+        """
+        config_json.check(config, quantization_config=(None,))
+        try:
+            return self.translate(config)
+        except ValueError as error:
+            raise UserError(f"config.json: {error}; use the original file") from error
 
     def locate(self, path: str) -> tuple[Tensor, str]:
         """The table's entry for one of our paths, and the tensor's name with the layer in it."""
@@ -136,112 +149,6 @@ def for_export(config: TransformerConfig) -> tuple[str, Architecture]:
 HOW = ("dtype", "layers_as", "attention", "remat", "logits_chunk")
 
 
-def _option(config: Mapping[str, Any], key: str) -> Any:
-    if config.get(key) is None:
-        raise UserError(f"config.json: {key!r} is missing; add it, or use the original file")
-    return config[key]
-
-
-def _check(config: Mapping[str, Any], **supported: tuple[Any, ...]) -> None:
-    """Raises a UserError unless each option, by default its first value, has one of its values."""
-    for key, values in supported.items():
-        if config.get(key, values[0]) not in values:
-            raise UserError(
-                f"config.json: {key!r} is {config[key]!r}, which is not supported; use a "
-                f"checkpoint where it is {' or '.join(map(repr, values))}"
-            )
-
-
-def _gpt2_config(config: Mapping[str, Any]) -> TransformerConfig:
-    _check(
-        config,
-        activation_function=("gelu_new", "gelu_pytorch_tanh"),
-        scale_attn_weights=(True,),
-        scale_attn_by_inverse_layer_idx=(False,),
-        add_cross_attention=(False,),
-    )
-    width = _option(config, "n_embd")
-    return gpt2(
-        vocab_size=_option(config, "vocab_size"),
-        context=_option(config, "n_positions"),
-        layers=_option(config, "n_layer"),
-        width=width,
-        heads=_option(config, "n_head"),
-        mlp_width=config.get("n_inner") or 4 * width,
-        tied=config.get("tie_word_embeddings", True),
-        norm_epsilon=config.get("layer_norm_epsilon", 1e-5),
-    )
-
-
-def _gpt2_json(config: TransformerConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context,
-        "n_layer": config.layers,
-        "n_embd": config.width,
-        "n_head": config.heads,
-        "n_inner": config.mlp_width,
-        "tie_word_embeddings": config.tied,
-        "layer_norm_epsilon": config.norm_epsilon,
-    }
-
-
-def _llama_config(config: Mapping[str, Any]) -> TransformerConfig:
-    width, heads = _option(config, "hidden_size"), _option(config, "num_attention_heads")
-    _check(
-        config,
-        hidden_act=("silu",),
-        attention_bias=(False,),
-        mlp_bias=(False,),
-        head_dim=(None, width // heads),
-    )
-    return llama(
-        vocab_size=_option(config, "vocab_size"),
-        context=_option(config, "max_position_embeddings"),
-        layers=_option(config, "num_hidden_layers"),
-        width=width,
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        mlp_width=_option(config, "intermediate_size"),
-        tied=config.get("tie_word_embeddings", False),
-        norm_epsilon=config.get("rms_norm_eps", 1e-6),
-        rope_theta=_rope_theta(config),
-    )
-
-
-def _llama_json(config: TransformerConfig) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context,
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.width,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "intermediate_size": config.mlp_width,
-        "tie_word_embeddings": config.tied,
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
-    }
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    """The base of the rotary frequencies; transformers 5 moved it into `rope_parameters`."""
-    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-    rope = config.get(key) or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(
-            f"config.json: {key!r} is {rope!r}, which is not supported; use a checkpoint with "
-            f"plain rotary embeddings ('rope_type': 'default')"
-        )
-    return float(rope.get("rope_theta", config.get("rope_theta", 10_000.0)))
-
-
 # Conv1D kernels are stored as (in, out), and query, key and value side by side.
 GPT2 = {
     "tokens": Tensor("wte.weight"),
@@ -267,26 +174,93 @@ GPT2 = {
     "head/kernel": Tensor("lm_head.weight", transposed=True),
 }
 
-LLAMA = {
+
+def _linear(ours: str, theirs: str, *, bias: bool = False, **where: Any) -> dict[str, Tensor]:
+    """A `torch.nn.Linear`."""
+    entries = {f"{ours}/kernel": Tensor(f"{theirs}.weight", transposed=True, **where)}
+    return entries | ({f"{ours}/bias": Tensor(f"{theirs}.bias", **where)} if bias else {})
+
+
+OLMO = {
     "tokens": Tensor("embed_tokens.weight"),
+    **_linear("blocks/{}/attention/query", "layers.{}.self_attn.q_proj"),
+    **_linear("blocks/{}/attention/key", "layers.{}.self_attn.k_proj"),
+    **_linear("blocks/{}/attention/value", "layers.{}.self_attn.v_proj"),
+    **_linear("blocks/{}/attention/output", "layers.{}.self_attn.o_proj"),
+    **_linear("blocks/{}/mlp/gate", "layers.{}.mlp.gate_proj"),
+    **_linear("blocks/{}/mlp/up", "layers.{}.mlp.up_proj"),
+    **_linear("blocks/{}/mlp/down", "layers.{}.mlp.down_proj"),
+    **_linear("head", "lm_head"),
+}
+
+LLAMA = OLMO | {
     "blocks/{}/attention_norm/scale": Tensor("layers.{}.input_layernorm.weight"),
-    "blocks/{}/attention/query/kernel": Tensor("layers.{}.self_attn.q_proj.weight", True),
-    "blocks/{}/attention/key/kernel": Tensor("layers.{}.self_attn.k_proj.weight", True),
-    "blocks/{}/attention/value/kernel": Tensor("layers.{}.self_attn.v_proj.weight", True),
-    "blocks/{}/attention/output/kernel": Tensor("layers.{}.self_attn.o_proj.weight", True),
     "blocks/{}/mlp_norm/scale": Tensor("layers.{}.post_attention_layernorm.weight"),
-    "blocks/{}/mlp/gate/kernel": Tensor("layers.{}.mlp.gate_proj.weight", True),
-    "blocks/{}/mlp/up/kernel": Tensor("layers.{}.mlp.up_proj.weight", True),
-    "blocks/{}/mlp/down/kernel": Tensor("layers.{}.mlp.down_proj.weight", True),
     "final_norm/scale": Tensor("norm.weight"),
-    "head/kernel": Tensor("lm_head.weight", transposed=True),
+}
+
+QWEN2 = LLAMA | {
+    "blocks/{}/attention/query/bias": Tensor("layers.{}.self_attn.q_proj.bias"),
+    "blocks/{}/attention/key/bias": Tensor("layers.{}.self_attn.k_proj.bias"),
+    "blocks/{}/attention/value/bias": Tensor("layers.{}.self_attn.v_proj.bias"),
+}
+
+QWEN3 = LLAMA | {
+    "blocks/{}/attention/query_norm/scale": Tensor("layers.{}.self_attn.q_norm.weight"),
+    "blocks/{}/attention/key_norm/scale": Tensor("layers.{}.self_attn.k_norm.weight"),
+}
+
+OLMO2 = QWEN3 | {
+    "blocks/{}/attention_norm/scale": Tensor("layers.{}.post_attention_layernorm.weight"),
+    "blocks/{}/mlp_norm/scale": Tensor("layers.{}.post_feedforward_layernorm.weight"),
+}
+
+
+def _gpt_neox_part(ours: str, part: int) -> dict[str, Tensor]:
+    theirs = "layers.{}.attention.query_key_value"
+    return _linear(
+        f"blocks/{{}}/attention/{ours}", theirs, bias=True, part=part, parts=3, by_head=True
+    )
+
+
+GPT_NEOX = {
+    "tokens": Tensor("embed_in.weight"),
+    "blocks/{}/attention_norm/scale": Tensor("layers.{}.input_layernorm.weight"),
+    "blocks/{}/attention_norm/bias": Tensor("layers.{}.input_layernorm.bias"),
+    **_gpt_neox_part("query", 0),
+    **_gpt_neox_part("key", 1),
+    **_gpt_neox_part("value", 2),
+    **_linear("blocks/{}/attention/output", "layers.{}.attention.dense", bias=True),
+    "blocks/{}/mlp_norm/scale": Tensor("layers.{}.post_attention_layernorm.weight"),
+    "blocks/{}/mlp_norm/bias": Tensor("layers.{}.post_attention_layernorm.bias"),
+    **_linear("blocks/{}/mlp/up", "layers.{}.mlp.dense_h_to_4h", bias=True),
+    **_linear("blocks/{}/mlp/down", "layers.{}.mlp.dense_4h_to_h", bias=True),
+    "final_norm/scale": Tensor("final_layer_norm.weight"),
+    "final_norm/bias": Tensor("final_layer_norm.bias"),
+    **_linear("head", "embed_out"),
 }
 
 ARCHITECTURES = {
     "GPT2LMHeadModel": Architecture(
-        "transformer.", _gpt2_config, _gpt2_json, GPT2, (".attn.bias", ".attn.masked_bias")
+        "transformer.",
+        config_json.from_gpt2,
+        config_json.to_gpt2,
+        GPT2,
+        (".attn.bias", ".attn.masked_bias"),
     ),
-    "LlamaForCausalLM": Architecture(
-        "model.", _llama_config, _llama_json, LLAMA, (".rotary_emb.inv_freq",)
+    "LlamaForCausalLM": Architecture("model.", config_json.from_llama, config_json.to_llama, LLAMA),
+    "MistralForCausalLM": Architecture(
+        "model.", config_json.from_mistral, config_json.to_mistral, LLAMA
+    ),
+    "Qwen2ForCausalLM": Architecture("model.", config_json.from_qwen2, config_json.to_qwen2, QWEN2),
+    "Qwen3ForCausalLM": Architecture("model.", config_json.from_qwen3, config_json.to_qwen3, QWEN3),
+    "OlmoForCausalLM": Architecture("model.", config_json.from_olmo, config_json.to_olmo, OLMO),
+    "Olmo2ForCausalLM": Architecture("model.", config_json.from_olmo2, config_json.to_olmo2, OLMO2),
+    "GPTNeoXForCausalLM": Architecture(
+        "gpt_neox.",
+        config_json.from_gpt_neox,
+        config_json.to_gpt_neox,
+        GPT_NEOX,
+        (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq"),
     ),
 }

@@ -77,30 +77,47 @@ product.defvjp(_product_forward, _product_backward)
 
 
 class Norm(nnx.Module):
-    """LayerNorm or RMSNorm in float32."""
+    """LayerNorm, with or without parameters, or RMSNorm, in float32."""
 
-    def __init__(self, config):
-        self.centred, self.epsilon = config.norm == "layernorm", config.norm_epsilon
-        self.scale = param((config.width,), ("width",), 0.0, constant=1.0)
-        has_bias = self.centred and config.bias
-        self.bias = param((config.width,), ("width",), 0.0) if has_bias else None
+    def __init__(self, config, size, axis):
+        self.centred, self.epsilon = config.norm != "rmsnorm", config.norm_epsilon
+        self.size = size
+        fixed = config.norm == "layernorm_fixed"
+        self.scale = None if fixed else param((size,), (axis,), 0.0, constant=1.0)
+        has_bias = config.norm == "layernorm" and config.bias
+        self.bias = param((size,), (axis,), 0.0) if has_bias else None
 
     def __call__(self, x_ND):
         if self.centred:
             x_ND = x_ND - x_ND.mean(-1, keepdims=True)
         variance = jnp.square(x_ND).mean(-1, keepdims=True)
-        y = x_ND * jax.lax.rsqrt(variance + self.epsilon) * self.scale[...][None]
+        y = x_ND * jax.lax.rsqrt(variance + self.epsilon)
+        y = y if self.scale is None else y * self.scale[...][None]
         return y if self.bias is None else y + self.bias[...][None]
 
 
-def rotate(x_BSHK: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding with half-split pairs (arXiv 2104.09864), positions 0..S-1."""
-    length, width = x_BSHK.shape[1], x_BSHK.shape[3]
-    frequency = theta ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency[None]
+def rotary_frequencies(config) -> jax.Array:
+    """Radians a position of each rotated pair of features, (rotary width / 2,) float32."""
+    exponents = -jnp.arange(0, config.rotary_width, 2, dtype=jnp.float32) / config.rotary_width
+    frequencies = config.rope_theta**exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_context * frequencies / (2 * jnp.pi)
+    kept = jnp.clip((turns - scaling.low) / (scaling.high - scaling.low), 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / scaling.factor)
+
+
+def rotate(x_BSHK: jax.Array, frequencies: jax.Array) -> jax.Array:
+    """Rotary position embedding with half-split pairs (arXiv 2104.09864), positions 0..S-1.
+
+    The first two features a frequency are rotated; the others pass.
+    """
+    length, half = x_BSHK.shape[1], frequencies.shape[0]
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None]
     cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
-    first, second = jnp.split(x_BSHK, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    first, second, passed = jnp.split(x_BSHK, [half, 2 * half], axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, passed], -1)
 
 
 class Attention(nnx.Module):
@@ -110,20 +127,32 @@ class Attention(nnx.Module):
         self.config = config
         width, heads_width = config.width, config.heads * config.head_width
         groups_width = config.kv_heads * config.head_width
-        self.query = Linear(config, (width, heads_width), ("width", "heads"))
-        self.key = Linear(config, (width, groups_width), ("width", "heads"))
-        self.value = Linear(config, (width, groups_width), ("width", "heads"))
+        bias = config.bias or config.qkv_bias
+        self.query = Linear(config, (width, heads_width), ("width", "heads"), bias=bias)
+        self.key = Linear(config, (width, groups_width), ("width", "heads"), bias=bias)
+        self.value = Linear(config, (width, groups_width), ("width", "heads"), bias=bias)
+        sizes = {
+            "none": (None, None),
+            "whole": (heads_width, groups_width),
+            "head": (config.head_width, config.head_width),
+        }[config.query_key_norm]
+        self.query_norm, self.key_norm = (size and Norm(config, size, "heads") for size in sizes)
         # GPT-2's scaling keeps the variance of the residual stream independent of the depth.
         std = 0.02 * (2 * config.layers) ** -0.5
         self.output = Linear(config, (heads_width, width), ("heads", "width"), std)
 
     def __call__(self, x_ND, length):
         c = self.config
-        q_BSHK = self.query(x_ND).reshape(-1, length, c.heads, c.head_width)
-        k_BSGK = self.key(x_ND).reshape(-1, length, c.kv_heads, c.head_width)
-        v_BSGK = self.value(x_ND).reshape(-1, length, c.kv_heads, c.head_width)
+        q, k, v = self.query(x_ND), self.key(x_ND), self.value(x_ND)
+        if self.query_norm is not None:
+            q = self.query_norm(q.reshape(-1, self.query_norm.size))
+            k = self.key_norm(k.reshape(-1, self.key_norm.size))
+        q_BSHK = q.reshape(-1, length, c.heads, c.head_width)
+        k_BSGK = k.reshape(-1, length, c.kv_heads, c.head_width)
+        v_BSGK = v.reshape(-1, length, c.kv_heads, c.head_width)
         if c.positions == "rotary":
-            q_BSHK, k_BSGK = rotate(q_BSHK, c.rope_theta), rotate(k_BSGK, c.rope_theta)
+            frequencies = rotary_frequencies(c)
+            q_BSHK, k_BSGK = rotate(q_BSHK, frequencies), rotate(k_BSGK, frequencies)
         variant = attention.choose(c.attention, dtype=c.dtype, length=length)
         operands = [x.astype(c.dtype) for x in (q_BSHK, k_BSGK, v_BSGK)]
         mixed_BSHK = attention.VARIANTS[variant](*operands).astype(jnp.float32)
@@ -131,18 +160,19 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """GELU (tanh approximation, as GPT-2) or SwiGLU."""
+    """GELU or SwiGLU; `observe` is told of the input of the down projection."""
 
     def __init__(self, config):
         shape, axes = (config.width, config.mlp_width), ("width", "mlp")
         self.up = Linear(config, shape, axes)
         self.gate = Linear(config, shape, axes) if config.activation == "swiglu" else None
+        self.approximate = config.activation == "gelu"
         std = 0.02 * (2 * config.layers) ** -0.5
         self.down = Linear(config, shape[::-1], axes[::-1], std)
 
     def __call__(self, x_ND, observe):
         if self.gate is None:
-            hidden_NF = jax.nn.gelu(self.up(x_ND))
+            hidden_NF = jax.nn.gelu(self.up(x_ND), approximate=self.approximate)
         else:
             hidden_NF = jax.nn.silu(self.gate(x_ND)) * self.up(x_ND)
         observe("mlp/hidden", hidden_NF)
@@ -150,26 +180,34 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block; `observe(name, value)` is told of the points along the way."""
+    """Residual block; `observe(name, value)` is told of the points along the way."""
 
     def __init__(self, config):
-        self.attention_norm, self.attention = Norm(config), Attention(config)
-        self.mlp_norm, self.mlp = Norm(config), MLP(config)
+        self.norm_first, self.parallel = config.norm_position == "before", config.parallel
+        norm = functools.partial(Norm, config, config.width, "width")
+        self.attention_norm, self.attention = norm(), Attention(config)
+        self.mlp_norm, self.mlp = norm(), MLP(config)
 
     def __call__(self, x_ND, length, observe):
         observe("residual", x_ND)
-        input_ND = self.attention_norm(x_ND)
+        input_ND = self.attention_norm(x_ND) if self.norm_first else x_ND
         observe("attention/input", input_ND)
         added_ND = self.attention(input_ND, length)
+        if not self.norm_first:
+            added_ND = self.attention_norm(added_ND)
         observe("attention/output", added_ND)
-        x_ND = x_ND + added_ND
-        input_ND = self.mlp_norm(x_ND)
+        between_ND = x_ND + added_ND
+        input_ND = x_ND if self.parallel else between_ND
+        if self.norm_first:
+            input_ND = self.mlp_norm(input_ND)
         observe("mlp/input", input_ND)
         added_ND = self.mlp(input_ND, observe)
         observe("mlp/output", added_ND)
-        x_ND = x_ND + added_ND
-        observe("output", x_ND)
-        return x_ND
+        if not self.norm_first:
+            added_ND = self.mlp_norm(added_ND)
+        output_ND = between_ND + added_ND
+        observe("output", output_ND)
+        return output_ND
 
 
 def stack(block: Block, layers: int) -> Block:

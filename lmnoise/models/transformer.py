@@ -1,4 +1,4 @@
-"""One decoder for the GPT-2 and Llama families, in Flax NNX, split once into functions.
+"""One decoder for the families around GPT-2 and Llama, in Flax NNX, split once into functions.
 
 Every tensor is declared once, with its shape, initialiser and logical axes (`layers.Spec`);
 from the declarations come `init`, the abstract parameters and the sharding.
@@ -24,14 +24,43 @@ from lmnoise.models.layers import Block, Linear, Norm, Spec, param, product, sta
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's longer wavelengths (arXiv 2407.21783).
+
+    A pair that turns less than `low` times over `original_context` positions turns `factor`
+    times slower, one that turns more than `high` times is as before, and in between the two
+    frequencies are mixed linearly in the number of turns.
+    """
+
+    factor: float
+    low: float
+    high: float
+    original_context: int
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """Shape and numerics of a decoder.
 
-    `norm`, `positions`, `activation`, `tied` and `bias` span the families; see `gpt2`, `llama`.
-    `dtype` is the type of the operands of the large products (accumulated in float32); weights,
-    softmax, norms and losses stay float32. `layers_as` is "unrolled" (faster on CPU), "scan"
-    (compiles in constant time) or "auto"; `logits_chunk` is the number of tokens whose logits
-    are held at once.
+    The fields from `norm` to `rope_scaling` span the families; see `gpt2`, `llama` and
+    `architectures`.
+
+    Attributes:
+      norm: "layernorm", "layernorm_fixed" (no parameters) or "rmsnorm".
+      norm_position: "before" attention and MLP, or "after" each, on what it adds.
+      query_key_norm: the same norm on queries and keys, before the rotation: "none", of the
+        "whole" vector or of each "head".
+      parallel: attention and MLP read the same residual stream.
+      positions: "learned" or "rotary".
+      activation: "gelu" (tanh approximation, as GPT-2), "gelu_exact" or "swiglu".
+      bias: in all linear layers (the head aside) and LayerNorms.
+      qkv_bias: in the projections to query, key and value, even without `bias`.
+      heads_width: of all query heads together; 0 for `width`.
+      rotary_fraction: the share of each head's features, the first, that is rotated.
+      dtype: of the operands of the large products (accumulated in float32); weights, softmax,
+        norms and losses stay float32.
+      layers_as: "unrolled" (faster on CPU), "scan" (compiles in constant time) or "auto".
+      logits_chunk: number of tokens whose logits are held at once.
     """
 
     vocab_size: int
@@ -42,12 +71,19 @@ class TransformerConfig:
     kv_heads: int
     mlp_width: int
     norm: str = "layernorm"
+    norm_position: str = "before"
+    query_key_norm: str = "none"
+    parallel: bool = False
     positions: str = "learned"
     activation: str = "gelu"
     tied: bool = True
     bias: bool = True
+    qkv_bias: bool = False
+    heads_width: int = 0
     norm_epsilon: float = 1e-5
     rope_theta: float = 10_000.0
+    rotary_fraction: float = 1.0
+    rope_scaling: RopeScaling | None = None
     dtype: str = "float32"
     layers_as: str = "auto"
     attention: str = "auto"
@@ -56,27 +92,36 @@ class TransformerConfig:
 
     def __post_init__(self):
         choices = {
-            "norm": ("layernorm", "rmsnorm"),
+            "norm": ("layernorm", "layernorm_fixed", "rmsnorm"),
+            "norm_position": ("before", "after"),
+            "query_key_norm": ("none", "whole", "head"),
             "positions": ("learned", "rotary"),
-            "activation": ("gelu", "swiglu"),
+            "activation": ("gelu", "gelu_exact", "swiglu"),
             "layers_as": ("auto", "unrolled", "scan"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field} must be one of {allowed}, not {getattr(self, field)!r}")
-        if self.width % self.heads or self.heads % self.kv_heads:
+        if (self.heads_width or self.width) % self.heads or self.heads % self.kv_heads:
+            field = "heads_width" if self.heads_width else "width"
             raise ValueError(
-                f"width {self.width} must divide by heads {self.heads}, and heads by kv_heads "
-                f"{self.kv_heads}"
+                f"{field} {getattr(self, field)} must divide by heads {self.heads}, and heads by "
+                f"kv_heads {self.kv_heads}"
             )
-
-        if self.positions == "rotary" and self.head_width % 2:
-            raise ValueError(f"rotary positions need an even head width, not {self.head_width}")
+        if self.positions == "rotary" and (self.rotary_width % 2 or not self.rotary_width):
+            raise ValueError(
+                f"rotary positions need an even number of features, not {self.rotary_width} of "
+                f"{self.head_width}"
+            )
         attention.choose(self.attention, dtype=self.dtype, length=self.context)
 
     @property
     def head_width(self) -> int:
-        return self.width // self.heads
+        return (self.heads_width or self.width) // self.heads
+
+    @property
+    def rotary_width(self) -> int:
+        return int(self.head_width * self.rotary_fraction)
 
     @property
     def scanned(self) -> bool:
@@ -117,7 +162,7 @@ class Transformer(nnx.Module):
             self.blocks = stack(Block(config), config.layers)
         else:
             self.blocks = nnx.List([Block(config) for _ in range(config.layers)])
-        self.final_norm = Norm(config)
+        self.final_norm = Norm(config, config.width, "width")
         shape, axes = (config.width, config.vocab_size), ("width", "vocab")
         self.head = None if config.tied else Linear(config, shape, axes, bias=False)
 

@@ -3,6 +3,8 @@
 Command:
     make golden GOLDEN_PYTHON=/path/to/python    # an interpreter with torch and transformers
 
+Arguments of the script are the names to write; without any, all.
+
 Weights are wide and biases and norms random, so that logits are far from uniform and a swapped
 tensor shows. Each archive holds arrays only: `config` (the text of config.json), `made_with`,
 `tokens` (B, S), `logits` (B, S, V), `losses` (B, S-1) in nats, and by Hugging Face name
@@ -10,11 +12,29 @@ tensor shows. Each archive holds arrays only: `config` (the text of config.json)
 """
 
 import pathlib
+import sys
 
 import numpy as np
 import torch
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 FOLDER = pathlib.Path(__file__).parent
 ROWS, CONTEXT, VOCABULARY = 2, 80, 31
@@ -27,6 +47,16 @@ LLAMA = dict(
     num_hidden_layers=2,
     num_attention_heads=6,
     num_key_value_heads=2,
+)
+# The padding token's embedding would get no gradient.
+OLMO = LLAMA | dict(tie_word_embeddings=False, pad_token_id=None)
+NEOX = dict(
+    vocab_size=VOCABULARY,
+    max_position_embeddings=CONTEXT,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=3,
 )
 MODELS = {
     "gpt2": lambda: GPT2LMHeadModel(
@@ -50,7 +80,40 @@ MODELS = {
             rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         )
     ),
+    # Of the six frequencies one is as it was, three are mixed and two are a quarter.
+    "llama_scaled": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            **LLAMA | {"num_attention_heads": 2, "num_key_value_heads": 1},
+            tie_word_embeddings=True,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 1000.0,
+                "factor": 4.0,
+                "low_freq_factor": 0.25,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 60,
+            },
+        )
+    ),
+    "mistral": lambda: MistralForCausalLM(
+        MistralConfig(**LLAMA, head_dim=6, sliding_window=CONTEXT, tie_word_embeddings=False)
+    ),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**LLAMA, tie_word_embeddings=True)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**LLAMA, head_dim=6, tie_word_embeddings=True)),
+    "olmo": lambda: OlmoForCausalLM(OlmoConfig(**OLMO)),
+    "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**OLMO)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX)),
+    "gpt_neox_serial": lambda: GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            **NEOX,
+            use_parallel_residual=False,
+            hidden_act="gelu_new",
+            rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.75},
+        )
+    ),
 }
+# Names that transformers gives to a tensor in memory and not in the file.
+STORED = {"GPTNeoXForCausalLM": {"lm_head.weight": "embed_out.weight"}}
 
 
 def randomize(model: torch.nn.Module) -> None:
@@ -83,14 +146,19 @@ def reference(model: torch.nn.Module) -> dict[str, np.ndarray]:
         "losses": losses.detach().numpy(),
     }
     # A tied head is the embedding and is named once.
+    stored = STORED.get(type(model).__name__, {})
     for name, parameter in model.named_parameters():
+        name = stored.get(name, name)
         arrays[f"tensor/{name}"] = parameter.detach().numpy()
         arrays[f"gradient/{name}"] = parameter.grad.numpy()
     return arrays
 
 
 def main() -> None:
+    wanted = sys.argv[1:] or list(MODELS)
     for seed, (name, make) in enumerate(MODELS.items()):
+        if name not in wanted:
+            continue
         torch.manual_seed(seed)
         model = make()
         randomize(model)

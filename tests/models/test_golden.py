@@ -16,7 +16,7 @@ from lmnoise.models.transformer import LanguageModel, stack_layers
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
-@pytest.fixture(params=["gpt2", "llama", "llama_tied"])
+@pytest.fixture(params=sorted(path.stem for path in GOLDEN.glob("*.npz")))
 def golden(request):
     """The arrays of an archive, its tensors and gradients by Hugging Face name."""
     with np.load(GOLDEN / f"{request.param}.npz", allow_pickle=False) as archive:

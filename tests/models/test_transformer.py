@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmnoise import tree
-from lmnoise.models.layers import rotate
+from lmnoise.models.layers import rotary_frequencies, rotate
 from lmnoise.models.transformer import (
     LanguageModel,
     gpt2,
@@ -299,7 +299,10 @@ def test_rotation_is_a_complex_product_and_sees_relative_positions(theta):
     length, width = 40, 8
     q, k = np.random.default_rng(3).normal(size=(2, width)).astype(np.float32)
     everywhere = lambda x: np.broadcast_to(x, (1, length, 1, width))  # noqa: E731
-    q_SK, k_SK = (np.asarray(rotate(everywhere(x), theta))[0, :, 0] for x in (q, k))
+    frequencies = rotary_frequencies(
+        dataclasses.replace(LLAMA, heads=1, kv_heads=1, heads_width=width, rope_theta=theta)
+    )
+    q_SK, k_SK = (np.asarray(rotate(everywhere(x), frequencies))[0, :, 0] for x in (q, k))
     half = width // 2
     turn = np.exp(1j * np.arange(length)[:, None] * theta ** (-np.arange(half) / half))
     expected = (q[:half] + 1j * q[half:]) * turn
