@@ -158,7 +158,7 @@ def super_weights(
 
     The entry of the down projection, at the row and the column that spike, of the layer with the
     highest `Spikes.score`; it is set to zero and the next one is sought in what remains, as a
-    later spike may only follow from the first (arXiv 2411.07191, section 3.1).
+    later spike may only follow from the first (arXiv 2411.07191).
 
     Args:
       model, params, batches: see `massive`; `count` forwards of all batches.

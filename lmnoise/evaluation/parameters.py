@@ -241,7 +241,7 @@ def norm_scan(
       measure: of a `measurer` for `norm_leaves(params)`: one program for all layers.
       params: the parameters.
       layer: which.
-      factor: 10 and 0 are what showed in arXiv 2402.14700.
+      factor: 10 is what showed in arXiv 2402.14700; a weight at 0 stays there.
 
     Returns:
       `{leaf: {metric: (D,) float64}}` with `value`, `difference` and, for each source,
