@@ -16,13 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lmnoise import tree
 from lmnoise.models.layers import rotary_frequencies, rotate
-from lmnoise.models.transformer import (
-    LanguageModel,
-    gpt2,
-    llama,
-    stack_layers,
-    unstack_layers,
-)
+from lmnoise.models.transformer import LanguageModel, gpt2, llama, stack_layers, unstack_layers
 
 KEY = jax.random.key(0)
 GPT2 = gpt2(vocab_size=17, context=16, layers=2, width=12, heads=3)
@@ -361,6 +355,10 @@ def test_context_is_a_limit():
         ({"positions": "alibi"}, "positions must be one of"),
         ({"activation": "relu"}, "activation must be one of"),
         ({"layers_as": "loop"}, "layers_as must be one of"),
+        ({"norm_position": "between"}, "norm_position must be one of"),
+        ({"query_key_norm": "all"}, "query_key_norm must be one of"),
+        ({"heads_width": 10}, "heads_width 10 must divide by heads 3"),
+        ({"positions": "rotary", "rotary_fraction": 0.75}, "even number of features, not 3 of 4"),
         ({"heads": 5, "kv_heads": 5}, "width 12 must divide by heads 5"),
         ({"kv_heads": 2}, "kv_heads 2"),
     ],
