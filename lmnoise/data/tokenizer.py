@@ -62,6 +62,14 @@ class Tokenizer:
         cut = ids.index(self.eos_id)
         return self.decode(ids[:cut]) + EOS + self.decode(ids[cut + 1 :])
 
+    def as_model(self) -> tokenizers.Tokenizer:
+        """The same rules as a model of the library `tokenizers`, for plain bytes too."""
+        if self.model is not None:
+            return self.model
+        model = _byte_level(models.BPE(_byte_characters(), []))
+        model.add_special_tokens([EOS])
+        return model
+
 
 def tokenizer_slug(spec: str) -> str:
     """The folder name of a tokenizer; raises UserError for a specification of no known form."""
@@ -98,6 +106,23 @@ def load_tokenizer(spec: str, data_dir: Path | str) -> Tokenizer:
             with atomic_folder(folder) as temporary:
                 _train_bpe(spec, Path(data_dir)).save(str(temporary / "tokenizer.json"))
     return _load_file(name, folder / "tokenizer.json")
+
+
+def tokenizer_files(model: tokenizers.Tokenizer, eos: str | None) -> dict[str, str]:
+    """The files by which `load_tokenizer` and Hugging Face's libraries know a tokenizer.
+
+    Args:
+      model: see `Tokenizer.as_model`.
+      eos: the token that ends a document, if one is known.
+
+    Returns:
+      The contents of tokenizer.json and tokenizer_config.json by name.
+    """
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({"eos_token": eos} if eos else {})
+    return {
+        "tokenizer.json": model.to_str(),
+        "tokenizer_config.json": json.dumps(config, indent=1) + "\n",
+    }
 
 
 def _load_gpt2() -> Tokenizer:
@@ -155,6 +180,14 @@ def _parse_bpe(spec: str) -> tuple[int, list[CorpusName]]:
     if not 257 <= int(size) <= 1_000_000:
         raise UserError(f"a byte-level BPE has 257 tokens or more, not {size} (in {spec!r})")
     return int(size), [CorpusName.parse(corpus) for corpus in corpora.split(",")]
+
+
+def _byte_characters() -> dict[str, int]:
+    """The character that stands for each byte in a byte-level BPE: itself where it is visible."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = (byte for byte in range(256) if byte not in visible)
+    shifted = {byte: 256 + n for n, byte in enumerate(others)}
+    return {chr(shifted.get(byte, byte)): byte for byte in range(256)}
 
 
 def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
