@@ -129,19 +129,25 @@ def for_export(config: TransformerConfig) -> tuple[str, Architecture]:
     """The first class that computes this model: whose config.json says all of it.
 
     Raises:
-      UserError: none does.
+      UserError: none does; it names the class and the fields that come nearest.
     """
     defaults = {f.name: f.default for f in dataclasses.fields(config) if f.name in HOW}
     model = dataclasses.replace(config, **defaults)
+    unsaid = {}
     for name, architecture in ARCHITECTURES.items():
         try:
-            if architecture.config(architecture.export(model)) == model:
-                return name, architecture
+            said = vars(architecture.config(architecture.export(model)))
         except UserError:
             continue
+        unsaid[name] = [
+            f"{key}={value!r}" for key, value in vars(model).items() if said[key] != value
+        ]
+        if not unsaid[name]:
+            return name, architecture
+    nearest = min(unsaid, key=lambda name: len(unsaid[name]))
     raise UserError(
-        f"none of {', '.join(ARCHITECTURES)} computes this model ({model}): export a model of "
-        f"one of these families"
+        f"no class of Hugging Face that is supported computes this model: {nearest} comes nearest "
+        f"but not with {', '.join(unsaid[nearest])}; export a model of its kind"
     )
 
 
