@@ -6,8 +6,10 @@ hosts, and any step can be redone on its own.
 """
 
 import zlib
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 
 def fold(key: jax.Array, *data: str | int | jax.Array) -> jax.Array:
@@ -18,8 +20,17 @@ def fold(key: jax.Array, *data: str | int | jax.Array) -> jax.Array:
       *data: strings (hashed with CRC-32) or non-negative integers, static or traced.
     """
     for item in data:
-        key = jax.random.fold_in(key, zlib.crc32(item.encode()) if isinstance(item, str) else item)
+        key = jax.random.fold_in(key, _number(item) if isinstance(item, str) else item)
     return key
+
+
+def name_keys(key: jax.Array, names: Sequence[str]) -> jax.Array:
+    """`fold(key, name)` of every name, shape (names,)."""
+    return row_keys(key, np.array([_number(name) for name in names], np.uint32))
+
+
+def _number(name: str) -> int:
+    return zlib.crc32(name.encode())
 
 
 def row_keys(key: jax.Array, rows: jax.Array) -> jax.Array:

@@ -30,6 +30,11 @@ def test_fold_is_a_chain(first, second):
     assert data(keys.fold(KEY, *first, *second)) == data(chained)
 
 
+def test_keys_of_many_names_are_those_of_each():
+    names = ["a", "blocks/3/mlp/up/kernel", "é"]
+    assert [data(k) for k in keys.name_keys(KEY, names)] == [data(keys.fold(KEY, n)) for n in names]
+
+
 def test_different_uses_get_different_keys():
     uses = [(), ("a",), ("b",), ("a", "b"), ("b", "a"), (0,), (1,), (0, 1), (1, 0), ("a", 0)]
     assert len({data(keys.fold(KEY, *use)) for use in uses}) == len(uses)

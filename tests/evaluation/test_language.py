@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmnoise.data.packing import Packed
 from lmnoise.data.stream import evaluation_batches
-from lmnoise.evaluation.language import Source, document_sums, evaluator, summarise
+from lmnoise.evaluation.language import Source, document_sums, evaluator, paired, summarise
 from lmnoise.training import mesh as meshes
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.population import Population, member_arrays
@@ -200,3 +200,22 @@ def test_one_document_has_no_standard_error():
     found = summarise(np.array([[3.0]]), np.array([2.0]), np.ones(1))
     assert np.isnan(found["standard_error"][0])
     assert found["loss"][0] == 1.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_paired_difference_is_that_of_the_means_with_the_error_of_the_bootstrap(seed):
+    """Documents differ by 1 nat a token, the two models by 0.1: pairing takes the first out."""
+    nats, counts = documents(seed, 300)
+    random = np.random.default_rng(seed)
+    baseline = nats[0]
+    losses = baseline + (0.1 + 0.05 * random.normal(size=300)) * counts
+    difference, error = paired(losses, baseline, counts)
+    assert difference == pytest.approx((losses.sum() - baseline.sum()) / counts.sum())
+    draws = random.integers(0, 300, (4000, 300))
+    bootstrap = ((losses - baseline)[draws].sum(1) / counts[draws].sum(1)).std()
+    assert error == pytest.approx(bootstrap, rel=0.06)
+    assert error < 0.1 * summarise(nats, counts, np.ones(300))["standard_error"][0]
+    assert paired(baseline, losses, counts) == pytest.approx((-difference, error))
+    unseen = (np.append(a, 0.0) for a in (losses, baseline, counts))
+    assert paired(*unseen) == pytest.approx((difference, error))
+    assert paired(baseline, baseline, counts) == (0, 0)
