@@ -1,0 +1,42 @@
+"""What does a checkpoint know, how fragile is it, and which parameters carry what it knows?
+
+Command:
+    python -m lmnoise.analyze perturb --checkpoint=smollm2 --config=configs/analyze.py:laptop
+
+The first word is `language`, `perturb`, `regions` or `parameters`; `--checkpoint` may be given
+several times, and then the curves run along the series.
+Cost of `laptop` with SmolLM2-135M on two cores: TODO. `gpu` reads more text and more seeds (an
+estimate, not yet run: 10 minutes an analysis on one GPU of 80 GB for 1B parameters).
+Expected of `laptop`: TODO.
+"""
+
+from ml_collections import ConfigDict
+
+from lmnoise.analyze.defaults import default_config
+from lmnoise.config import preset
+
+
+def laptop() -> ConfigDict:
+    """A model of a few hundred million parameters in minutes."""
+    return default_config()
+
+
+def gpu() -> ConfigDict:
+    """More text, more seeds, longer windows."""
+    config = laptop()
+    config.data.update(dict(length=1024, batch_size=16))
+    config.model.update(dict(dtype="bfloat16", logits_chunk=8192))
+    config.language.windows = 0
+    config.perturb.update(dict(windows=64, seeds=tuple(range(8))))
+    config.regions.update(dict(windows=32, importance_windows=256, seeds=tuple(range(4))))
+    config.regions.training.update(dict(steps=1000, batch_size=32))
+    config.parameters.update(dict(windows=16, matched=8, random=4, draws=4))
+    return config
+
+
+PRESETS = {"laptop": laptop, "gpu": gpu}
+
+
+def get_config(name: str = "laptop") -> ConfigDict:
+    """The config of a preset."""
+    return preset(name, PRESETS)

@@ -1,0 +1,79 @@
+"""Measures checkpoints: perplexity by language, fragility, regions, single parameters.
+
+    python -m lmnoise.analyze perturb --checkpoint=smollm2 --config=configs/analyze.py:laptop
+
+The first word is the analysis: language, perturb, regions or parameters. `--checkpoint` is a
+ready-made name, a Hugging Face folder, a .gguf file or a run of ours (see
+`lmnoise.checkpoints.open_checkpoint`); given several times, or as the folder of a run's
+checkpoints, it is a series, and the curves run along it. Results are stored one by one in
+`--workdir`: the same command goes on after a stop or a kill.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from lmnoise import cli
+from lmnoise import config as configs
+from lmnoise.analyze import language, parameters, perturb, regions, series
+from lmnoise.analyze.subject import open_subject
+from lmnoise.checkpoints import expand
+from lmnoise.errors import UserError
+from lmnoise.report import provenance, write_report
+
+ANALYSES = {
+    "language": language,
+    "perturb": perturb,
+    "regions": regions,
+    "parameters": parameters,
+}
+SECTIONS = ("data", "model", "mesh", "continuation", *ANALYSES)
+
+
+def run(name: str, specs: list[str], config, workdir: Path, folder: Path, command: str) -> Path:
+    """Runs one analysis on every checkpoint and writes the report.
+
+    Returns:
+      The path of report.md in `folder`.
+    """
+    analysis = ANALYSES[name]
+    entries = []
+    for spec in specs:
+        subject = open_subject(spec, config, analysis.names(config), config[name].windows, workdir)
+        entries.append(series.entry(subject, analysis.measure(subject, config)))
+    folder.mkdir(parents=True, exist_ok=True)
+    origin = provenance(config, tuple(config[name].get("seeds", (0,))))
+    chapters = [f"Made by `{command}`.", series.header(entries)]
+    chapters += analysis.blocks(entries, config, folder)
+    write_report(folder, analysis.TITLE, chapters, origin, config)
+    return folder / "report.md"
+
+
+def main() -> int:
+    name, *rest = sys.argv[1:] or [""]
+    if name not in ANALYSES:
+        raise UserError(
+            f"the first word must be the analysis, one of {', '.join(ANALYSES)}, not {name!r}: "
+            f"python -m lmnoise.analyze {next(iter(ANALYSES))} --checkpoint=smollm2 "
+            "--config=configs/analyze.py:laptop"
+        )
+    configs.define_config_flag()
+    flags.DEFINE_multi_string("checkpoint", None, "what to analyse; several make a series")
+    flags.mark_flag_as_required("checkpoint")
+    flags.DEFINE_string("workdir", "runs/analyze", "folder of the stored results")
+    flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/<analysis>")
+    values = configs.parse([sys.argv[0], *rest], sections=SECTIONS)
+    workdir = Path(values.workdir)
+    specs = [spec for given in values.checkpoint for spec in expand(given)]
+    command = f"python -m lmnoise.analyze {shlex.join(sys.argv[1:])}"
+    report = run(
+        name, specs, values.config, workdir, Path(values.report or workdir / name), command
+    )
+    print(f"report: {report} and {report.with_suffix('.html')}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
