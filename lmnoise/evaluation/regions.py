@@ -176,19 +176,14 @@ def union(*masks: Mask) -> Mask:
     return jax.tree.map(lambda *leaves: np.logical_or.reduce(leaves), *masks)
 
 
-def monolingual(
-    importances: Mapping[str, Importance], language: str, share: float, table: tree.Table = CORE
-) -> Mask:
-    """The top of one language without the tops of all the others (arXiv 2402.14700).
+def monolingual(cores: Mapping[str, Mask], language: str) -> Mask:
+    """The core of one language without the cores of all the others (arXiv 2402.14700).
 
     Args:
-      importances: of at least two languages, by name.
+      cores: of at least two languages, by name, each selected by its own importance.
       language: one of them.
-      share, table: see `select`.
     """
-    tops = {name: select(i, share, "top", table) for name, i in importances.items()}
-    own = tops.pop(language)
-    return minus(own, union(*tops.values()))
+    return minus(cores[language], union(*(c for name, c in cores.items() if name != language)))
 
 
 # ---- overlap and concentration ------------------------------------------------------------------

@@ -232,7 +232,7 @@ def test_monolingual_regions_avoid_the_tops_of_the_others(trees, share):
     named = dict(zip("abcd", trees, strict=False))
     tops = {name: regions.select(i, share, "top") for name, i in named.items()}
     for language in named:
-        own = regions.monolingual(named, language, share)
+        own = regions.monolingual(tops, language)
         for other, top in tops.items():
             for mine, theirs, a in zip(
                 *map(jax.tree.leaves, (own, top, tops[language])), strict=True
