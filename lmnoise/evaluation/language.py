@@ -126,12 +126,12 @@ def member_rows(sums: Mapping[str, Sums]) -> list[dict[str, Any]]:
     return rows
 
 
-def evaluator(
+def scorer(
     population: Population,
     loss: Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array],
     sources: Sequence[Source],
-) -> Callable[[Any], list[dict[str, Any]]]:
-    """Builds `evaluate(params) -> rows`, a row a member with `eval/<source>/<metric>`.
+) -> Callable[[Any], dict[str, Sums]]:
+    """Builds `score(params) -> {source name: Sums}` for the members of a population.
 
     Args:
       population: its members' parameters will be evaluated; one program serves all sources
@@ -143,7 +143,7 @@ def evaluator(
         lambda params, tokens_BT: loss(params, {"tokens": tokens_BT}, jax.random.key(0))
     )
 
-    def evaluate(params: Any) -> list[dict[str, Any]]:
+    def score(params: Any) -> dict[str, Sums]:
         sums = {}
         for source in sources:
             losses = (
@@ -154,6 +154,16 @@ def evaluator(
             )
             found = document_sums(losses, source.batches, len(source.bytes_per_token))
             sums[source.name] = Sums(*found, source.bytes_per_token)
-        return member_rows(sums)
+        return sums
 
-    return evaluate
+    return score
+
+
+def evaluator(
+    population: Population,
+    loss: Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array],
+    sources: Sequence[Source],
+) -> Callable[[Any], list[dict[str, Any]]]:
+    """Builds `evaluate(params) -> rows` as the training loop wants it: `member_rows` of `scorer`."""
+    score = scorer(population, loss, sources)
+    return lambda params: member_rows(score(params))
