@@ -164,6 +164,6 @@ def evaluator(
     loss: Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array],
     sources: Sequence[Source],
 ) -> Callable[[Any], list[dict[str, Any]]]:
-    """Builds `evaluate(params) -> rows` as the training loop wants it: `member_rows` of `scorer`."""
+    """Builds `evaluate(params) -> rows`, the `member_rows` of `scorer`, for the training loop."""
     score = scorer(population, loss, sources)
     return lambda params: member_rows(score(params))
