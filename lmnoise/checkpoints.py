@@ -144,30 +144,40 @@ def _open_run(workdir: Path, step: str | None, member: str) -> Checkpoint:
     ours = dataclasses.replace(
         model_config(config, stored["tokens"].shape[0]), layers_as="unrolled"
     )
-    model = LanguageModel(ours)
-
-    def leaf(path: str, spec: Spec) -> np.ndarray:
-        layer = re.match(r"blocks/(\d+)/", path)
-        stacked = path.replace(layer[0], "blocks/", 1) if layer else path
-        value = stored[stacked][int(layer[1])] if layer and stacked in stored else stored.get(path)
-        if value is None or value.shape != spec.shape:
-            raise UserError(
-                f"{folder}/{at} has no {path} of shape {spec.shape}, as {workdir}/config.json "
-                "says: restore the config.json that the run was made with"
-            )
-        check_finite(path, value)
-        return value
-
-    params = tree.map_named(leaf, model.specs)
+    params = _unstacked(stored, ours, folder / str(at))
     return Checkpoint(
         name=f"{workdir.resolve().name}-{at}{member}",
-        model=model,
+        model=LanguageModel(ours),
         params=params,
         tokenizer=config.data.tokenizer,
         tokens=float(at * config.train.batch_size * config.data.length),
         fingerprint=fingerprint(ours, params),
         note="",
     )
+
+
+def _unstacked(stored: dict[str, np.ndarray], config: TransformerConfig, place: Path) -> Any:
+    """Parameters in the unrolled layout from leaves of either layout by name."""
+    used = set()
+    advice = f"restore the config.json that {place.parent.parent} was made with"
+
+    def leaf(path: str, spec: Spec) -> np.ndarray:
+        name, layer = path, re.match(r"blocks/(\d+)/", path)
+        if layer and path not in stored:
+            name = path.replace(layer[0], "blocks/", 1)
+        value = stored.get(name)
+        if value is not None and name != path:
+            value = value[int(layer[1])] if len(value) == config.layers else None
+        if value is None or value.shape != spec.shape:
+            raise UserError(f"{place} has no {path} of shape {spec.shape}: {advice}")
+        used.add(name)
+        check_finite(path, value)
+        return value
+
+    params = tree.map_named(leaf, LanguageModel(config).specs)
+    if surplus := sorted(set(stored) - used):
+        raise UserError(f"{place} has {surplus[0]} besides what config.json says: {advice}")
+    return params
 
 
 def _run_config(workdir: Path) -> ConfigDict:

@@ -11,6 +11,7 @@ import gguf
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from lmnoise.data.tokenizer import EOS
 from lmnoise.errors import UserError
 
 _ADDED = _CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
@@ -50,7 +51,10 @@ PRE_TOKENIZERS = {
 
 
 def gguf_tokenizer(reader: gguf.GGUFReader) -> tuple[tokenizers.Tokenizer, str | None]:
-    """The tokenizer in a GGUF file, and the token that ends a text, if it names one.
+    """The tokenizer in a GGUF file, and the token that ends a document, if one is known.
+
+    That is `<|endoftext|>` where the file has it: chat models name the end of a turn instead,
+    which no document of their pre-training ended with.
 
     Raises:
       UserError: the file has none, or one of another kind.
@@ -88,6 +92,8 @@ def gguf_tokenizer(reader: gguf.GGUFReader) -> tuple[tokenizers.Tokenizer, str |
     added = {kind: [t for t, k in zip(tokens, types, strict=False) if k == kind] for kind in _ADDED}
     tokenizer.add_tokens(added[_USER_DEFINED])
     tokenizer.add_special_tokens(added[_CONTROL])
+    if EOS in added[_CONTROL]:
+        return tokenizer, EOS
     end = _field(reader, "eos_token_id")
     return tokenizer, None if end is None else tokenizer.id_to_token(end)
 

@@ -260,6 +260,7 @@ def write_gguf(path: Path, config: TransformerConfig, params: Any) -> None:
         raise UserError(f"a {name} is not written as GGUF: use one of {', '.join(KINDS)}")
     kind = KINDS[architecture]
     writer = gguf.GGUFWriter(path, architecture)
+    writer.add_vocab_size(config.vocab_size)
     for key, field in kind.fields.items():
         value = content.get(key)
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from lmnoise.models.transformer import LanguageModel, Spec, TransformerConfig
 # The types of stored tensors, and their names in a safetensors file.
 DTYPES = {
     "float32": (np.dtype(np.float32), "F32"),
-    "bfloat16": (np.dtype(ml_dtypes.bfloat16), "BF16"),
+    "bfloat16": (np.dtype(jnp.bfloat16), "BF16"),
     "float16": (np.dtype(np.float16), "F16"),
 }
 _SHARD_BYTES = 5 * 10**9

@@ -9,7 +9,6 @@ import struct
 import tracemalloc
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -221,7 +220,7 @@ def test_shards_and_their_index(tmp_path):
     for file in files:
         tensors = safetensors.numpy.load_file(tmp_path / file)
         assert all(index["weight_map"][name] == file for name in tensors)
-        assert all(t.dtype == ml_dtypes.bfloat16 for t in tensors.values())
+        assert all(t.dtype == DTYPES["bfloat16"][0] for t in tensors.values())
         sizes[file] = sum(t.nbytes for t in tensors.values())
         assert sizes[file] <= 5000 or len(tensors) == 1
     assert index["metadata"]["total_size"] == sum(sizes.values())
@@ -238,10 +237,7 @@ def test_a_number_that_the_type_cannot_hold(tmp_path):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_memory_stays_near_the_models_size(family, tmp_path):
     shape = dict(vocab_size=1000, context=64, layers=12, width=128, heads=4)
-    if family == "gpt2":
-        config = gpt2(**shape)
-    else:
-        config = llama(**shape, kv_heads=2, mlp_width=512)
+    config = gpt2(**shape) if family == "gpt2" else llama(**shape, kv_heads=2, mlp_width=512)
     specs = [spec.shape for _, spec in tree.named_leaves(LanguageModel(config).specs)]
     size, largest = 4 * sum(map(np.prod, specs)), 4 * max(map(np.prod, specs))
     params = random_params(config, 0)
