@@ -21,7 +21,7 @@ TITLE = "Sensitivity to perturbed weights"
 # Kinds whose outcome does not depend on the seed.
 CERTAIN = ("scale", "quantise")
 AXIS = {
-    "gaussian": "standard deviation of the noise",
+    "gaussian": "standard deviation of the noise, in its unit",
     "zero": "share of the weights set to zero",
     "reinitialise": "share of the weights drawn anew",
     "scale": "factor on the weights",
@@ -76,13 +76,14 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
 
 
 def _sweeps(config: ConfigDict) -> Iterator[tuple[str, tuple[float, ...]]]:
-    for kind, strengths in config.perturb.strengths.items():
-        if kind not in KINDS:
-            raise UserError(
-                f"config.perturb.strengths has {kind!r}, which is not one of {', '.join(KINDS)}"
-            )
-        if strengths:
-            yield kind, strengths
+    given = config.perturb.strengths
+    if unknown := [kind for kind in given if kind not in KINDS]:
+        raise UserError(
+            f"config.perturb.strengths has {unknown[0]!r}, which is not one of {', '.join(KINDS)}"
+        )
+    for kind in KINDS:
+        if given.get(kind):
+            yield kind, given[kind]
 
 
 def _members(strengths: Sequence[float], seeds: Sequence[int]) -> dict[str, np.ndarray]:

@@ -1,0 +1,179 @@
+"""Freeze and recover: train on one language with the core frozen and not, from two starts."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure as MatplotlibFigure
+from ml_collections import ConfigDict
+
+from lmnoise.analyze import regions
+from lmnoise.analyze.continued import Continued
+from lmnoise.analyze.importance import digest_of
+from lmnoise.analyze.subject import Subject, label
+from lmnoise.errors import UserError
+from lmnoise.evaluation.language import Sums, paired, scorer, summarise
+from lmnoise.evaluation.perturb import Perturbation, perturb
+from lmnoise.report import COLOURS, Estimate, Figure, Table, savefig, style, write_csv
+from lmnoise.training.metrics import read_rows
+
+# What the members of a population have frozen, in their order.
+MEMBERS = ("core frozen", "nothing frozen")
+STARTS = {"perturbed": "core perturbed first", "intact": "core intact"}
+ENGLISH = "en-us"
+
+# {start: rows {step, member, <source>/loss, /error, /difference, /difference_error}}; a difference
+# is that of the frozen member to the free one.
+type Result = dict[str, list[dict[str, Any]]]
+
+
+def measure(subject: Subject, own: regions.Regions, config: ConfigDict) -> Result:
+    """Losses along the training from both starts; both members see the same batches.
+
+    Raises:
+      UserError: the language or English is not among the texts that are scored.
+      Stopped: a signal came; the training is saved and goes on with the same command.
+    """
+    section = config.recover
+    names = [source.name for source in subject.sources]
+    for name in (label(section.language), ENGLISH):
+        if name not in names:
+            raise UserError(
+                f"config.regions.sources has no {name}, which config.recover compares: add it"
+            )
+    found = {}
+    for start in STARTS:
+        setting = {"what": "recover", "start": start, "section": section.to_dict()}
+        setting |= regions.identity(own)
+        [result] = subject.compute(
+            [setting],
+            lambda setting: {"rows": _train(subject, own, section, setting)},
+            f"{STARTS[start]}, then {label(section.language)}",
+        )
+        found[start] = result["rows"]
+    return found
+
+
+def _train(
+    subject: Subject, own: regions.Regions, section: ConfigDict, setting: dict[str, Any]
+) -> list[dict[str, Any]]:
+    core = own.mask("core", section.share)
+    begin = subject.checkpoint.params
+    if setting["start"] == "perturbed":
+        begin = _perturbed(subject, core, section)
+    continued = Continued(subject, section.language, section.training, frozen=(core, None))
+    population = continued.population()
+    score = scorer(population, subject.model.loss, subject.sources)
+    before = [{"step": 0} | row for row in _rows(score(population.start(begin).params))]
+    workdir = subject.workdir / "continued" / digest_of(setting)
+    continued.run(
+        population, begin, workdir, setting, setting["start"], lambda params: _rows(score(params))
+    )
+    measured = [row for row in read_rows(workdir) if any("/loss" in key for key in row)]
+    shutil.rmtree(workdir)
+    return before + measured
+
+
+def _perturbed(subject: Subject, core: Any, section: ConfigDict) -> Any:
+    """The checkpoint with its core perturbed whole."""
+    kind = Perturbation(section.operation)
+    change = jax.jit(
+        lambda params, mask: perturb(
+            params, jax.random.key(section.training.seed), 1.0, kind,
+            specs=subject.model.specs, mask=mask,
+        )
+    )  # fmt: skip
+    return jax.device_get(change(subject.params, core))
+
+
+def _rows(sums: dict[str, Sums]) -> list[dict[str, Any]]:
+    rows = [{"member": m} for m in range(len(MEMBERS))]
+    for source, of_source in sums.items():
+        found = summarise(*of_source)
+        losses_MD, counts_D, _ = of_source
+        for row in rows:
+            m = row["member"]
+            difference, error = paired(losses_MD[m], losses_MD[-1], counts_D)
+            row |= {
+                f"{source}/loss": float(found["loss"][m]),
+                f"{source}/error": float(found["standard_error"][m]),
+                f"{source}/difference": difference,
+                f"{source}/difference_error": error,
+                f"{source}/documents": len(counts_D),
+            }
+    return rows
+
+
+def blocks(
+    result: Result, config: ConfigDict, before: dict[str, float], folder: Path
+) -> list[str | Table | Figure]:
+    """The chapter; `before` is the loss of the checkpoint as it is, by source."""
+    section, training = config.recover, config.recover.training
+    language = label(section.language)
+    table = _table(result, before)
+    write_csv(folder / "recover.csv", table)
+    _draw(result, before, language, folder / "recover.png")
+    return [
+        "## Freeze and recover",
+        f"The core ({config.regions.rule} rule, {section.share:.0%} of each tensor of the blocks) "
+        f"is perturbed (`{section.operation}`) or left, and the model trained on {language} for "
+        f"{training.steps} steps of {training.batch_size} windows (AdamW, learning rate "
+        f"{training.learning_rate:g}, {training.schedule}), once with the core frozen and once "
+        "with nothing frozen, on the same batches. One seed; the errors are over documents.",
+        Figure(
+            folder / "recover.png",
+            f"Loss on {language} and English along the training; bars: one standard error over "
+            "documents; dotted: before anything was done.",
+        ),
+        table,
+    ]
+
+
+def _table(result: Result, before: dict[str, float]) -> Table:
+    rows = []
+    for start, measured in result.items():
+        last = max(row["step"] for row in measured)
+        at = {(row["step"], row["member"]): row for row in measured if row["step"] in (0, last)}
+        for source, loss in before.items():
+            frozen, free = at[last, 0], at[last, 1]
+            difference = Estimate(
+                frozen[f"{source}/difference"],
+                frozen[f"{source}/difference_error"],
+                frozen[f"{source}/documents"],
+            )
+            rows.append(
+                (STARTS[start], source, loss, at[0, 1][f"{source}/loss"],
+                 frozen[f"{source}/loss"], free[f"{source}/loss"], difference)
+            )  # fmt: skip
+    header = ("start", "text", "as it is", "at the start", *MEMBERS, "frozen - free")
+    return Table(
+        header, rows, "Loss in nats per token at the end; the difference with 95 % interval."
+    )
+
+
+def _draw(result: Result, before: dict[str, float], language: str, path: Path) -> None:
+    with style():
+        fig = MatplotlibFigure(figsize=(9, 3.8))
+        axes = fig.subplots(1, len(result), sharey=True, squeeze=False)[0]
+        for ax, (start, rows) in zip(axes, result.items(), strict=True):
+            for colour, source in zip(COLOURS, (language, ENGLISH), strict=False):
+                for member, line in zip(range(len(MEMBERS)), ("-", "--"), strict=True):
+                    own = [row for row in rows if row["member"] == member]
+                    ax.errorbar(
+                        [row["step"] for row in own],
+                        [row[f"{source}/loss"] for row in own],
+                        [row[f"{source}/error"] for row in own],
+                        color=colour,
+                        linestyle=line,
+                        marker="o",
+                        markersize=3,
+                        capsize=2,
+                        label=f"{source}, {MEMBERS[member]}",
+                    )
+                ax.axhline(before[source], color=colour, linestyle=":", lw=0.9)
+            ax.set_title(STARTS[start])
+            ax.set_xlabel(f"steps of training on {language}")
+        axes[0].set_ylabel("loss on held-out text, nats per token")
+        axes[-1].legend()
+        savefig(fig, path)
