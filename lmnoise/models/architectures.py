@@ -24,6 +24,7 @@ class Tensor:
       transposed: stored as (out, in), as `torch.nn.Linear` does, and not as our (in, out).
       part, parts: the leaf is the part-th of `parts` equal parts of the tensor's outputs.
       by_head: the parts lie side by side in each head, and not in the whole tensor.
+      less: this much less than the leaf is stored.
     """
 
     name: str
@@ -31,13 +32,15 @@ class Tensor:
     part: int = 0
     parts: int = 1
     by_head: bool = False
+    less: float = 0.0
 
     def read(self, stored: np.ndarray, config: TransformerConfig) -> np.ndarray:
         """The leaf, float32, from the stored tensor."""
         whole = stored.T if self.transposed else stored
         split = whole.reshape(*whole.shape[:-1], self._groups(config), self.parts, -1)
         leaf = split[..., self.part, :].reshape(*whole.shape[:-1], -1)
-        return np.ascontiguousarray(leaf, np.float32)
+        leaf = np.ascontiguousarray(leaf, np.float32)
+        return leaf + np.float32(self.less) if self.less else leaf
 
     def stored_shape(
         self, leaf_shape: tuple[int, ...], config: TransformerConfig
@@ -67,7 +70,8 @@ def join(parts: Sequence[tuple[Tensor, np.ndarray]], config: TransformerConfig) 
     groups = first._groups(config)
     split = [np.reshape(leaf, (*leaf.shape[:-1], groups, -1)) for _, leaf in parts]
     whole = np.stack(split, axis=-2).reshape(*split[0].shape[:-2], -1)
-    return np.ascontiguousarray(whole.T if first.transposed else whole, np.float32)
+    whole = np.ascontiguousarray(whole.T if first.transposed else whole, np.float32)
+    return whole - np.float32(first.less) if first.less else whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +226,20 @@ OLMO2 = QWEN3 | {
 }
 
 
+# The class multiplies by one more than the stored scale.
+GEMMA3 = {
+    path: dataclasses.replace(where, less=1.0) if path.endswith("/scale") else where
+    for path, where in (
+        QWEN3
+        | {
+            "blocks/{}/attention_post_norm/scale": LLAMA["blocks/{}/mlp_norm/scale"],
+            "blocks/{}/mlp_norm/scale": Tensor("layers.{}.pre_feedforward_layernorm.weight"),
+            "blocks/{}/mlp_post_norm/scale": Tensor("layers.{}.post_feedforward_layernorm.weight"),
+        }
+    ).items()
+}
+
+
 def _gpt_neox_part(ours: str, part: int) -> dict[str, Tensor]:
     theirs = "layers.{}.attention.query_key_value"
     return _linear(
@@ -262,6 +280,9 @@ ARCHITECTURES = {
     "Qwen3ForCausalLM": Architecture("model.", config_json.from_qwen3, config_json.to_qwen3, QWEN3),
     "OlmoForCausalLM": Architecture("model.", config_json.from_olmo, config_json.to_olmo, OLMO),
     "Olmo2ForCausalLM": Architecture("model.", config_json.from_olmo2, config_json.to_olmo2, OLMO2),
+    "Gemma3ForCausalLM": Architecture(
+        "model.", config_json.from_gemma3, config_json.to_gemma3, GEMMA3
+    ),
     "GPTNeoXForCausalLM": Architecture(
         "gpt_neox.",
         config_json.from_gpt_neox,

@@ -183,6 +183,64 @@ def to_olmo2(config: TransformerConfig) -> dict[str, Any]:
     return _llama_like_json("Olmo2ForCausalLM", "olmo2", config)
 
 
+def from_gemma3(config: Json) -> TransformerConfig:
+    defaults = {"head_dim": 256, "query_pre_attn_scalar": 256, "tie_word_embeddings": True}
+    config = defaults | config
+    check(
+        config,
+        hidden_activation=("gelu_pytorch_tanh",),
+        query_pre_attn_scalar=(config["head_dim"],),
+        attn_logit_softcapping=(None,),
+        final_logit_softcapping=(None,),
+        use_bidirectional_attention=(False, None),
+    )
+    rope = config.get("rope_parameters") or {}
+    plain = {"rope_theta": config.get("rope_local_base_freq", 10_000.0)}
+    local = _rope({"rope_parameters": plain | rope.get("sliding_attention", {})}, base="rope_theta")
+    everywhere = {"rope_theta": config.get("rope_theta", 1e6), **(config.get("rope_scaling") or {})}
+    return _from_llama_like(
+        config | {"rope_parameters": everywhere | rope.get("full_attention", {})},
+        window=config.get("sliding_window", 4096),
+        norm_position="both",
+        query_key_norm="head",
+        activation="geglu",
+        scaled_embeddings=True,
+        local_theta=local["rope_theta"],
+        global_every=_global_every(config),
+    )
+
+
+def _global_every(config: Json) -> int:
+    """Each which layer attends without a window and has the global rotary base."""
+    layers = _count(config, "num_hidden_layers")
+    every = config.get("sliding_window_pattern", 6)
+    types = config.get("layer_types") or _layer_types(layers, every)
+    if types != _layer_types(layers, every):
+        every = types.index("full_attention") + 1 if "full_attention" in types else layers + 1
+    if types != _layer_types(layers, every):
+        raise UserError(
+            f"config.json: 'layer_types' is {types!r}, which is not supported; use a checkpoint "
+            f"where each n-th is 'full_attention' and the others 'sliding_attention'"
+        )
+    return every
+
+
+def _layer_types(layers: int, every: int) -> list[str]:
+    kinds = ("full_attention", "sliding_attention")
+    return [kinds[bool(i % every)] for i in range(1, layers + 1)]
+
+
+def to_gemma3(config: TransformerConfig) -> dict[str, Any]:
+    return _llama_like_json("Gemma3ForCausalLM", "gemma3_text", config) | {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": config.head_width,
+        "sliding_window": config.context,
+        "sliding_window_pattern": config.global_every,
+        "layer_types": _layer_types(config.layers, config.global_every),
+        "rope_local_base_freq": config.local_theta,
+    }
+
+
 def _sizes(config: Json) -> dict[str, int]:
     """The sizes under the names that all classes but GPT-2's share."""
     return {

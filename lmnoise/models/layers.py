@@ -96,10 +96,16 @@ class Norm(nnx.Module):
         return y if self.bias is None else y + self.bias[...][None]
 
 
-def rotary_frequencies(config) -> jax.Array:
-    """Radians a position of each rotated pair of features, (rotary width / 2,) float32."""
+def rotary_frequencies(config, local: jax.Array | bool = False) -> jax.Array:
+    """Radians a position of each rotated pair of features, (rotary width / 2,) float32.
+
+    `local` says whether the layer is one of those with the base `config.local_theta`.
+    """
     exponents = -jnp.arange(0, config.rotary_width, 2, dtype=jnp.float32) / config.rotary_width
-    frequencies = config.rope_theta**exponents
+    base = config.rope_theta
+    if config.local_theta:
+        base = jnp.where(local, config.local_theta, base)
+    frequencies = base**exponents
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
@@ -141,7 +147,7 @@ class Attention(nnx.Module):
         std = 0.02 * (2 * config.layers) ** -0.5
         self.output = Linear(config, (heads_width, width), ("heads", "width"), std)
 
-    def __call__(self, x_ND, length):
+    def __call__(self, x_ND, length, local):
         c = self.config
         q, k, v = self.query(x_ND), self.key(x_ND), self.value(x_ND)
         if self.query_norm is not None:
@@ -151,7 +157,7 @@ class Attention(nnx.Module):
         k_BSGK = k.reshape(-1, length, c.kv_heads, c.head_width)
         v_BSGK = v.reshape(-1, length, c.kv_heads, c.head_width)
         if c.positions == "rotary":
-            frequencies = rotary_frequencies(c)
+            frequencies = rotary_frequencies(c, local)
             q_BSHK, k_BSGK = rotate(q_BSHK, frequencies), rotate(k_BSGK, frequencies)
         variant = attention.choose(c.attention, dtype=c.dtype, length=length)
         operands = [x.astype(c.dtype) for x in (q_BSHK, k_BSGK, v_BSGK)]
@@ -160,21 +166,25 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """GELU or SwiGLU; `observe` is told of the input of the down projection."""
+    """GELU, SwiGLU or GeGLU; `observe` is told of the input of the down projection."""
 
     def __init__(self, config):
         shape, axes = (config.width, config.mlp_width), ("width", "mlp")
         self.up = Linear(config, shape, axes)
-        self.gate = Linear(config, shape, axes) if config.activation == "swiglu" else None
-        self.approximate = config.activation == "gelu"
+        gated = config.activation in ("swiglu", "geglu")
+        self.gate = Linear(config, shape, axes) if gated else None
+        self.activation = {
+            "swiglu": jax.nn.silu,
+            "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+        }.get(config.activation, jax.nn.gelu)
         std = 0.02 * (2 * config.layers) ** -0.5
         self.down = Linear(config, shape[::-1], axes[::-1], std)
 
     def __call__(self, x_ND, observe):
         if self.gate is None:
-            hidden_NF = jax.nn.gelu(self.up(x_ND), approximate=self.approximate)
+            hidden_NF = self.activation(self.up(x_ND))
         else:
-            hidden_NF = jax.nn.silu(self.gate(x_ND)) * self.up(x_ND)
+            hidden_NF = self.activation(self.gate(x_ND)) * self.up(x_ND)
         observe("mlp/hidden", hidden_NF)
         return self.down(hidden_NF)
 
@@ -183,31 +193,37 @@ class Block(nnx.Module):
     """Residual block; `observe(name, value)` is told of the points along the way."""
 
     def __init__(self, config):
-        self.norm_first, self.parallel = config.norm_position == "before", config.parallel
+        self.norm_position, self.parallel = config.norm_position, config.parallel
         norm = functools.partial(Norm, config, config.width, "width")
+        both = config.norm_position == "both"
         self.attention_norm, self.attention = norm(), Attention(config)
+        self.attention_post_norm = norm() if both else None
         self.mlp_norm, self.mlp = norm(), MLP(config)
+        self.mlp_post_norm = norm() if both else None
 
-    def __call__(self, x_ND, length, observe):
+    def __call__(self, x_ND, length, local, observe):
         observe("residual", x_ND)
-        input_ND = self.attention_norm(x_ND) if self.norm_first else x_ND
+        before, after = self._around(self.attention_norm, self.attention_post_norm)
+        input_ND = before(x_ND)
         observe("attention/input", input_ND)
-        added_ND = self.attention(input_ND, length)
-        if not self.norm_first:
-            added_ND = self.attention_norm(added_ND)
+        added_ND = after(self.attention(input_ND, length, local))
         observe("attention/output", added_ND)
         between_ND = x_ND + added_ND
-        input_ND = x_ND if self.parallel else between_ND
-        if self.norm_first:
-            input_ND = self.mlp_norm(input_ND)
+        before, after = self._around(self.mlp_norm, self.mlp_post_norm)
+        input_ND = before(x_ND if self.parallel else between_ND)
         observe("mlp/input", input_ND)
         added_ND = self.mlp(input_ND, observe)
         observe("mlp/output", added_ND)
-        if not self.norm_first:
-            added_ND = self.mlp_norm(added_ND)
-        output_ND = between_ND + added_ND
+        output_ND = between_ND + after(added_ND)
         observe("output", output_ND)
         return output_ND
+
+    def _around(self, norm, post_norm):
+        """What is applied before and after attention or MLP, given its norms."""
+        keep = lambda x_ND: x_ND  # noqa: E731
+        return {"before": (norm, keep), "after": (keep, norm), "both": (norm, post_norm)}[
+            self.norm_position
+        ]
 
 
 def stack(block: Block, layers: int) -> Block:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lmnoise import keys, tree
@@ -47,15 +48,19 @@ class TransformerConfig:
 
     Attributes:
       norm: "layernorm", "layernorm_fixed" (no parameters) or "rmsnorm".
-      norm_position: "before" attention and MLP, or "after" each, on what it adds.
+      norm_position: "before" attention and MLP, "after" each, on what it adds, or "both".
       query_key_norm: the same norm on queries and keys, before the rotation: "none", of the
         "whole" vector or of each "head".
       parallel: attention and MLP read the same residual stream.
       positions: "learned" or "rotary".
-      activation: "gelu" (tanh approximation, as GPT-2), "gelu_exact" or "swiglu".
+      activation: "gelu" (tanh approximation, as GPT-2), "gelu_exact", "swiglu" or "geglu" (with
+        the approximation).
       bias: in all linear layers (the head aside) and LayerNorms.
       qkv_bias: in the projections to query, key and value, even without `bias`.
       heads_width: of all query heads together; 0 for `width`.
+      scaled_embeddings: tokens enter times the square root of the width.
+      local_theta: base of the rotation in all layers but each `global_every`-th; 0 for
+        `rope_theta`.
       rotary_fraction: the share of each head's features, the first, that is rotated.
       dtype: of the operands of the large products (accumulated in float32); weights, softmax,
         norms and losses stay float32.
@@ -80,8 +85,11 @@ class TransformerConfig:
     bias: bool = True
     qkv_bias: bool = False
     heads_width: int = 0
+    scaled_embeddings: bool = False
     norm_epsilon: float = 1e-5
     rope_theta: float = 10_000.0
+    local_theta: float = 0.0
+    global_every: int = 1
     rotary_fraction: float = 1.0
     rope_scaling: RopeScaling | None = None
     dtype: str = "float32"
@@ -93,10 +101,10 @@ class TransformerConfig:
     def __post_init__(self):
         choices = {
             "norm": ("layernorm", "layernorm_fixed", "rmsnorm"),
-            "norm_position": ("before", "after"),
+            "norm_position": ("before", "after", "both"),
             "query_key_norm": ("none", "whole", "head"),
             "positions": ("learned", "rotary"),
-            "activation": ("gelu", "gelu_exact", "swiglu"),
+            "activation": ("gelu", "gelu_exact", "swiglu", "geglu"),
             "layers_as": ("auto", "unrolled", "scan"),
         }
         for field, allowed in choices.items():
@@ -175,28 +183,32 @@ class Transformer(nnx.Module):
         if length > self.config.context:
             raise ValueError(f"{length} positions exceed the context of {self.config.context}")
         x_BSD = self.tokens[...][tokens_BS]
+        if self.config.scaled_embeddings:
+            x_BSD = x_BSD * self.config.width**0.5
         if self.positions is not None:
             x_BSD = x_BSD + self.positions[...][None, :length]
         x_ND = x_BSD.reshape(-1, self.config.width)
         observed = []
-        for block in [self.blocks] if self.config.scanned else self.blocks:
+        local_L = np.arange(1, self.config.layers + 1) % self.config.global_every != 0
+        for i, block in enumerate([self.blocks] if self.config.scanned else self.blocks):
             graphdef, layer = nnx.split(block)
 
-            def apply(x_ND, layer, graphdef=graphdef):
+            def apply(x_ND, layer_and_local, graphdef=graphdef):
+                layer, local = layer_and_local
                 points = {}
 
                 def observe(name, value):
                     if function is not None:
                         points[name] = function(name, value)
 
-                return nnx.merge(graphdef, layer)(x_ND, length, observe), points
+                return nnx.merge(graphdef, layer)(x_ND, length, local, observe), points
 
             if self.config.remat and function is None:
                 apply = jax.checkpoint(apply)
             if self.config.scanned:
-                x_ND, points = jax.lax.scan(apply, x_ND, layer)
+                x_ND, points = jax.lax.scan(apply, x_ND, (layer, local_L))
             else:
-                x_ND, points = apply(x_ND, layer)
+                x_ND, points = apply(x_ND, (layer, local_L[i]))
             observed.append(points)
         if self.config.scanned:
             (points,) = observed

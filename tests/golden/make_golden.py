@@ -18,6 +18,8 @@ import numpy as np
 import torch
 import transformers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -111,6 +113,20 @@ MODELS = {
             rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.75},
         )
     ),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **LLAMA,
+            head_dim=6,
+            query_pre_attn_scalar=6,
+            sliding_window=CONTEXT,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters={
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+            pad_token_id=None,
+        )
+    ),
 }
 # Names that transformers gives to a tensor in memory and not in the file.
 STORED = {"GPTNeoXForCausalLM": {"lm_head.weight": "embed_out.weight"}}
@@ -122,6 +138,9 @@ def randomize(model: torch.nn.Module) -> None:
         for name, parameter in model.named_parameters():
             is_scale = parameter.ndim == 1 and name.endswith("weight")
             parameter.normal_(float(is_scale), 0.3)
+            if is_scale and isinstance(model, Gemma3ForCausalLM):
+                # As in real checkpoints one more of it is a float32 number.
+                parameter.copy_(parameter.to(torch.bfloat16))
 
 
 def reference(model: torch.nn.Module) -> dict[str, np.ndarray]:

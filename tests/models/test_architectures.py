@@ -18,6 +18,7 @@ from lmnoise.training.optimizer import NO_DECAY
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NAMES = (
+    "gemma3",
     "gpt2",
     "gpt_neox",
     "gpt_neox_serial",
@@ -75,6 +76,15 @@ OWN = {
     "Qwen2ForCausalLM": {"qkv_bias": True},
     "Qwen3ForCausalLM": {"query_key_norm": "head"},
     "OlmoForCausalLM": {"norm": "layernorm_fixed", "norm_epsilon": 1e-5},
+    "Gemma3ForCausalLM": {
+        "norm_position": "both",
+        "query_key_norm": "head",
+        "activation": "geglu",
+        "scaled_embeddings": True,
+        "local_theta": 300.0,
+        "global_every": 4,
+        "layers": 9,
+    },
     "Olmo2ForCausalLM": {"norm_position": "after", "query_key_norm": "whole"},
 }
 
@@ -165,6 +175,17 @@ def test_windows_bound_the_context():
         assert translate(name, sliding_window=33, use_sliding_window=True).context == 33
 
 
+def test_layers_with_the_global_base():
+    assert translate("gemma3").global_every == 2
+    assert translate("gemma3", layer_types=None).global_every == 6
+    assert translate("gemma3", layer_types=None, sliding_window_pattern=4).global_every == 4
+    old = {"rope_parameters": None, "rope_theta": 5e5, "rope_local_base_freq": 50.0}
+    config = translate("gemma3", **old)
+    assert (config.rope_theta, config.local_theta) == (5e5, 50.0)
+    config = translate("gemma3", rope_parameters=None)
+    assert (config.rope_theta, config.local_theta) == (1e6, 1e4)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
@@ -180,6 +201,9 @@ def test_windows_bound_the_context():
         ("mistral", "hidden_act", "gelu"),
         ("qwen3", "attention_bias", True),
         ("olmo", "clip_qkv", 8.0),
+        ("gemma3", "query_pre_attn_scalar", 168),
+        ("gemma3", "final_logit_softcapping", 30.0),
+        ("gemma3", "layer_types", ["full_attention", "sliding_attention"]),
         ("gpt_neox", "attention_bias", False),
         ("gpt_neox", "hidden_act", "relu"),
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),

@@ -17,6 +17,15 @@ OLMO2 = dataclasses.replace(LLAMA, norm_position="after", query_key_norm="whole"
 NEOX = dataclasses.replace(
     GPT2, positions="rotary", parallel=True, activation="gelu_exact", rotary_fraction=0.5
 )
+GEMMA3 = dataclasses.replace(
+    LLAMA,
+    norm_position="both",
+    query_key_norm="head",
+    activation="geglu",
+    scaled_embeddings=True,
+    local_theta=100.0,
+    global_every=2,
+)
 TOKENS = np.random.default_rng(1).integers(0, 17, (2, 16), dtype=np.int32)
 
 POINTS = {
@@ -29,7 +38,7 @@ POINTS = {
     "output",
 }
 OBSERVED = pytest.mark.parametrize(
-    "config", [GPT2, LLAMA, OLMO2, NEOX], ids=["gpt2", "llama", "olmo2", "neox"]
+    "config", [GPT2, LLAMA, OLMO2, NEOX, GEMMA3], ids=["gpt2", "llama", "olmo2", "neox", "gemma3"]
 )
 
 
@@ -67,6 +76,8 @@ def test_observed_points_follow_from_one_another(config):
     assert set(points) == POINTS
     close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
     embedded = params["tokens"][TOKENS]
+    if config.scaled_embeddings:
+        embedded = embedded * np.float32(config.width**0.5)
     if config.positions == "learned":
         embedded = embedded + params["positions"][None]
     np.testing.assert_array_equal(points["residual"][0], embedded.reshape(-1, config.width))
@@ -80,14 +91,15 @@ def test_observed_points_follow_from_one_another(config):
             at["mlp/hidden"] @ down["kernel"] + down.get("bias", np.zeros(1))[None],
             at["mlp/output"],
         )
-        if config.norm_position == "before":
+        if config.norm_position != "after":
             close(normed(config, at["residual"], block["attention_norm"]), at["attention/input"])
             close(normed(config, before_mlp, block["mlp_norm"]), at["mlp/input"])
-            close(between + at["mlp/output"], at["output"])
         else:
             close(at["residual"], at["attention/input"])
             close(before_mlp, at["mlp/input"])
-            close(between + normed(config, at["mlp/output"], block["mlp_norm"]), at["output"])
+        after = {"before": None, "after": "mlp_norm", "both": "mlp_post_norm"}[config.norm_position]
+        added = normed(config, at["mlp/output"], block[after]) if after else at["mlp/output"]
+        close(between + added, at["output"])
     features = LanguageModel(config).features(params, TOKENS)
     close(normed(config, points["output"][-1], params["final_norm"]), features)
 
