@@ -79,12 +79,12 @@ def from_huggingface(
                 f"the checkpoint lacks the tensor {key!r}: it is not whole, or of another model "
                 "than its configuration says; get it again"
             )
-        expected = where.stored_shape(spec.shape, ours)
+        expected = where.stored_shape(spec.shape)
         return _leaf(where, key, tensors[names[key]], expected, ours)
 
     params = tree.map_named(read, LanguageModel(ours).specs)
     # Some writers store the tied output matrix a second time.
-    surplus = sorted(set(names) - used - ({architecture.table["head/kernel"].name}))
+    surplus = sorted(set(names) - used - {architecture.table["head/kernel"].name})
     if surplus:
         raise UserError(
             f"the checkpoint holds {len(surplus)} tensors that {name} with this configuration "
@@ -304,7 +304,7 @@ def _write_safetensors(
     kind, name_of_kind = DTYPES[dtype]
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, parts in tensors.items():
-        shape = parts[0][0].stored_shape(parts[0][1].shape, config)
+        shape = parts[0][0].stored_shape(parts[0][1].shape)
         start, end = end, end + kind.itemsize * math.prod(shape)
         header[name] = {"dtype": name_of_kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
