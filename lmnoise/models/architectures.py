@@ -42,11 +42,8 @@ class Tensor:
         leaf = np.ascontiguousarray(leaf, np.float32)
         return leaf + np.float32(self.less) if self.less else leaf
 
-    def stored_shape(
-        self, leaf_shape: tuple[int, ...], config: TransformerConfig
-    ) -> tuple[int, ...]:
+    def stored_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the whole stored tensor, of whose parts one has `leaf_shape`."""
-        del config  # all parts are alike in every architecture that is here
         shape = (*leaf_shape[:-1], leaf_shape[-1] * self.parts)
         return shape[::-1] if self.transposed else shape
 

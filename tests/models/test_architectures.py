@@ -242,7 +242,7 @@ def test_table_reads_and_joins_every_tensor_bit_for_bit(name):
     parts = {}
     for path, spec in tree.named_leaves(specs):
         where, key = architecture.locate(path)
-        assert where.stored_shape(spec.shape, config) == stored[key].shape, path
+        assert where.stored_shape(spec.shape) == stored[key].shape, path
         leaf = where.read(stored[key], config)
         assert (leaf.shape, leaf.dtype) == (spec.shape, np.float32), path
         parts.setdefault(key, []).insert(0, (where, leaf))
