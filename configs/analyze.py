@@ -15,6 +15,30 @@ from ml_collections import ConfigDict
 from lmnoise.analyze.defaults import default_config
 from lmnoise.config import preset
 
+# What makes every analysis run in seconds on any small model; see tests/analyze/test_configs.py.
+SMALL = dict(
+    data=dict(length=16, batch_size=8),
+    model=dict(logits_chunk=64),
+    continuation=dict(prompts=("once",), new_tokens=2),
+    perturb=dict(seeds=(0, 1), strengths=dict(zero=(), reinitialise=(), scale=(), quantise=(4,))),
+    regions=dict(
+        windows=8,
+        importance_windows=8,
+        shares=(0.05,),
+        monolingual_share=0.05,
+        seeds=(0, 1),
+    ),
+    parameters=dict(
+        massive_dimensions=1,
+        norm_weights=1,
+        super_weights=1,
+        matched=2,
+        random=1,
+        scales=(0.0,),
+        draws=1,
+    ),
+)
+
 
 def laptop() -> ConfigDict:
     """A model of a few hundred million parameters in minutes."""

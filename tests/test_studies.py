@@ -1,9 +1,9 @@
 """Every preset of every config is run, made small, by the program that its docstring names.
 
 Presets of language models take two steps, and their studies have report tests of their own here.
-Every other program is a theory study, `experiments/X.py` with
-`run(config, workdir, folder, command) -> Path` (the report), and its config file has `SMALL`, the
-changes that make the whole study run in seconds.
+Programs that analyse checkpoints are run by tests/analyze/test_configs.py. Every other program is
+a theory study, `experiments/X.py` with `run(config, workdir, folder, command) -> Path` (the
+report), and its config file has `SMALL`, the changes that make the whole study run in seconds.
 """
 
 import functools
@@ -38,16 +38,18 @@ def load(path):
 def program(module):
     """What the command in the docstring of a config file runs with that file."""
     name = Path(module.__file__).name
-    [found] = set(re.findall(rf"python (?:-m )?(\S+) --config=configs/{name}", module.__doc__))
+    [found] = set(re.findall(rf"python (?:-m )?(\S+) .*--config=configs/{name}", module.__doc__))
     return found
 
 
 CONFIGS = {path.stem: load(path) for path in sorted((ROOT / "configs").glob("*.py"))}
 NAMES = ("first", "second", "third")
 LANGUAGE_MODELS = ("lmnoise.train", "experiments/noise.py")
+ANALYSES = ("lmnoise.analyze", "experiments/regions.py")
 PRESETS = [(stem, preset) for stem, module in CONFIGS.items() for preset in module.PRESETS]
 LANGUAGE = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) in LANGUAGE_MODELS]
-THEORY = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) not in LANGUAGE_MODELS]
+OTHERS = LANGUAGE_MODELS + ANALYSES
+THEORY = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) not in OTHERS]
 
 
 @pytest.fixture(autouse=True)
