@@ -11,7 +11,12 @@ from protocol import Worker
 from lmnoise.errors import UserError
 from lmnoise.report import Table, write_csv, write_report
 
-NAMES = {"product": "matrix product (XLA)", "nanogpt": "nanoGPT (PyTorch)"}
+NAMES = {
+    "product": "matrix product (XLA)",
+    "nanogpt": "nanoGPT (PyTorch)",
+    "sweep": "lmnoise",
+    "transformers": "PyTorch and transformers",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +222,7 @@ def crowding(results: Sequence[Result], cores: int) -> float:
     return others / (cores * sum(result.seconds.sum() for result in results))
 
 
-def _quiet(share: float) -> str:
+def quiet(share: float) -> str:
     """What the crowding means for the numbers."""
     if np.isnan(share):
         return "How busy other processes kept the machine is unknown on this system."
@@ -237,7 +242,7 @@ def _notes(results: Sequence[Result], origin: dict, config: dict) -> str:
 
 Device: {devices}, one of them. The contenders were processes of their own, asked in turn for
 {config["rounds"]} rounds; a turn ends when the device is done. Between turns none used more than
-{origin["idle_cpu_seconds"]:.3f} s of CPU. {_quiet(crowding(results, origin["machine"]["cores"]))}
+{origin["idle_cpu_seconds"]:.3f} s of CPU. {quiet(crowding(results, origin["machine"]["cores"]))}
 
 - All: the same random tokens and shapes, AdamW (0.9, 0.95, decay 0.1 of every matrix, learning
   rate {config["learning_rate"]}), gradients clipped at norm 1, no biases, no dropout, tied

@@ -1,7 +1,10 @@
-"""Contenders: this library's training of one run or a population, and a bare matrix product.
+"""Contenders: this library's training and perturbation sweep, and a bare matrix product.
 
-Started by train.py with its own interpreter.
+Started by train.py and perturb.py with their own interpreter.
 """
+
+import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +12,13 @@ import numpy as np
 from protocol import resident_peak, serve
 
 from lmnoise.data.corruption import Corruption
+from lmnoise.evaluation import variants
+from lmnoise.evaluation.language import Source
+from lmnoise.evaluation.perturb import Perturbation, sensitivity
+from lmnoise.models.pretrained import read_folder
 from lmnoise.models.transformer import LanguageModel, gpt2
 from lmnoise.training.hardware import peak_flops
-from lmnoise.training.mesh import make_mesh
+from lmnoise.training.mesh import make_mesh, parameter_shardings
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.population import Population, mean, member_arrays
 
@@ -80,6 +87,51 @@ class Training:
         return _memory()
 
 
+class Sweep:
+    """Evaluations of a checkpoint under Gaussian noise, a seed at every strength first."""
+
+    def __init__(self, spec):
+        config, params = read_folder(Path(spec["model"]))
+        config = dataclasses.replace(config, layers_as="unrolled")
+        model, mesh = LanguageModel(config), make_mesh(devices=jax.devices()[:1])
+        # The program takes the parameters from where they are, so the host keeps no copy.
+        self.params = jax.device_put(params, parameter_shardings(mesh, params))
+        tokens_KBT = np.fromfile(spec["tokens"], np.int32).reshape(spec["shape"])
+        windows, rows, length = tokens_KBT.shape
+        whole = {
+            "document": np.zeros((rows, length), np.int32),
+            "weights": np.ones((rows, length - 1), np.float32),
+        }
+        batches = [{"tokens": tokens_BT} | whole for tokens_BT in tokens_KBT]
+        change = sensitivity(Perturbation("gaussian"), model.specs)
+        self.evaluate = variants.evaluator(
+            change, model.loss, [Source("tokens", batches, np.ones(1))], mesh=mesh
+        )
+        self.strengths, self.step = spec["strengths"], 0
+        self.tokens = windows * rows * (length - 1)
+        self.parameters = model.parameter_count
+
+    @property
+    def facts(self):
+        """Asked for once the program is compiled, whose cost is measured apart."""
+        unperturbed = float(self._losses([0.0], [0])[0])
+        return _facts() | {"parameters": self.parameters, "unperturbed": unperturbed}
+
+    def advance(self, steps):
+        seeds, strengths = np.divmod(np.arange(self.step, self.step + steps), len(self.strengths))
+        self.step += steps
+        return float(self._losses(np.take(self.strengths, strengths), seeds)[-1])
+
+    def _losses(self, strengths, seeds):
+        """Nats per token of each member, (M,)."""
+        members = {"strength": np.asarray(strengths, np.float32), "seed": np.asarray(seeds)}
+        sums = self.evaluate(self.params, members)["tokens"]
+        return sums.losses_MD.sum(1) / self.tokens
+
+    def memory(self):
+        return _memory()
+
+
 class Matmul:
     """Square products one after the other: what the compiler's own product reaches here."""
 
@@ -130,7 +182,7 @@ def _memory():
 
 
 def build(spec):
-    return Matmul(spec) if spec["kind"] == "product" else Training(spec)
+    return {"product": Matmul, "sweep": Sweep, "lmnoise": Training}[spec["kind"]](spec)
 
 
 if __name__ == "__main__":

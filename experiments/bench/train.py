@@ -10,18 +10,14 @@ processes share the device; where only one may hold it (TPU), name one of `--con
 """
 
 import dataclasses
-import os
-import sys
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 
 import bench_report
 import numpy as np
+import turns
 from absl import flags
 from bench_report import Contender, Result, Shape
-from protocol import Missing, Refused, Worker
-from tqdm import tqdm
 
 from lmnoise import cli
 from lmnoise import config as configs
@@ -37,15 +33,6 @@ SEED = 0
 LEARNING_RATE = 1e-3
 BATCHES = 64  # different ones in the data, which is read round and round
 OPERANDS = {"f32": "float32", "bf16": "bfloat16"}
-WORKERS = {"lmnoise": "lmnoise_worker.py", "product": "lmnoise_worker.py"}
-ENVIRONMENT = {
-    # Compiled anew, whatever was compiled before; room for all on one accelerator.
-    "JAX_ENABLE_COMPILATION_CACHE": "false",
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-    # PyTorch's threads sleep while they wait: between its turns they would take time from the
-    # others, and on a machine that is not quiet spinning makes it many times slower itself.
-    "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-}
 
 
 def contenders(shape: Shape, members: int, with_peer: bool) -> dict[str, Contender]:
@@ -65,14 +52,10 @@ def contenders(shape: Shape, members: int, with_peer: bool) -> dict[str, Contend
     return found
 
 
-def start(contender: Contender, shape: Shape, tokens: Path, values: flags.FlagValues) -> Worker:
-    """Starts and warms up one contender.
-
-    Raises:
-      Missing: the peer's interpreter lacks PyTorch.
-      UserError: the contender cannot take part.
-    """
-    script = Path(__file__).parent / WORKERS.get(contender.kind, "nanogpt_worker.py")
+def entry(
+    contender: Contender, shape: Shape, tokens: Path, values: flags.FlagValues
+) -> turns.Entry:
+    """How the process of a contender starts."""
     peer = contender.kind == "nanogpt"
     specification = {
         "kind": contender.kind,
@@ -85,18 +68,8 @@ def start(contender: Contender, shape: Shape, tokens: Path, values: flags.FlagVa
         "model": values.peer_model,
         "compile": values.peer_compile,
     }
-    command = [values.peer_python if peer else sys.executable, str(script)]
-    try:
-        return Worker(command, specification, ENVIRONMENT)
-    except Missing:
-        raise
-    except Refused as error:
-        if not peer:
-            raise  # A bug of ours, with the worker's own traceback.
-        # The first line says what happened, and the last one of a traceback why.
-        lines = str(error).splitlines()
-        reason = ": ".join(dict.fromkeys([lines[0], lines[-1]]))
-        raise UserError(f"{contender.name} cannot be measured: {reason}") from error
+    script = "nanogpt_worker.py" if peer else "lmnoise_worker.py"
+    return turns.Entry(contender, script, specification, values.peer_python if peer else None)
 
 
 def measure(
@@ -108,21 +81,8 @@ def measure(
     )
     tokens = folder / "tokens"
     rows.tofile(tokens)
-    results, left_out = [], []
-    with ExitStack() as stack:
-        for contender in tqdm(chosen.values(), desc=f"{title}: start", unit="contender"):
-            try:
-                worker = start(contender, shape, tokens, values)
-            except Missing as error:
-                left_out.append(f"{contender.name} with {contender.operands} left out: {error}.")
-                tqdm.write(left_out[-1], file=sys.stderr)
-                continue
-            stack.callback(worker.close)
-            results.append(Result(contender, worker))
-        turns = [result for _ in range(values.rounds) for result in results]
-        for result in tqdm(turns, desc=f"{title}: measure", unit="turn"):
-            result.turns.append(result.worker.run(result.contender.steps))
-    return results, left_out
+    entries = [entry(contender, shape, tokens, values) for contender in chosen.values()]
+    return turns.measure(entries, values.rounds, title)
 
 
 def check(values: flags.FlagValues) -> None:
@@ -140,8 +100,7 @@ def check(values: flags.FlagValues) -> None:
     if bool(values.peer_python) != bool(values.peer_model):
         raise UserError("--peer_python and --peer_model go together: name both or neither")
     if values.peer_python:
-        if not os.access(values.peer_python, os.X_OK) or Path(values.peer_python).is_dir():
-            raise UserError(f"--peer_python: {values.peer_python} is no program: name a Python")
+        turns.check_peer_python(values.peer_python)
         if not Path(values.peer_model).is_file():
             raise UserError(
                 f"--peer_model: there is no file {values.peer_model}: name nanoGPT's model.py"
@@ -172,8 +131,6 @@ def main() -> None:
         chosen = {n: c for n, c in every.items() if n in (values.contenders or every)}
         with tempfile.TemporaryDirectory() as folder:
             results, missing = measure(shape, chosen, Path(folder), values, name)
-        if not results:
-            raise UserError(f"nothing was measured: {missing[0]}")
         measured[name] = (shape, results)
         left_out = missing
     # Only now, because it takes hold of the devices.
@@ -182,7 +139,7 @@ def main() -> None:
         "members": values.members,
         "learning_rate": LEARNING_RATE,
         "peer_compile": values.peer_compile,
-        "environment": ENVIRONMENT,
+        "environment": turns.ENVIRONMENT,
         "shapes": {name: dataclasses.asdict(SHAPES[name]) for name in values.shapes},
     }
     origin = provenance(config, [SEED])
