@@ -49,18 +49,7 @@ def evaluator(
     tokens_KBT = meshes.put_whole(mesh, tokens_KBT, batch_axis=1)
     shards = mesh.shape["member"]
 
-    def losses(params, extra, tokens_KBT, members):
-        def of_member(member):
-            variant = change(params, member, extra)
-            return jax.lax.map(
-                lambda tokens_BT: loss(variant, {"tokens": tokens_BT}, jax.random.key(0)),
-                tokens_KBT,
-            )
-
-        at_once = jax.tree.leaves(members)[0].shape[0] // shards
-        return map_members(of_member, mesh, at_once, members)
-
-    program = jax.jit(losses, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    program = _program(change, loss, mesh)
     found_group = [group]
 
     def group_of(count, *operands):
@@ -88,6 +77,23 @@ def evaluator(
         }
 
     return evaluate
+
+
+def _program(change: Callable[[Any, Any, Any], Any], loss: Loss, mesh: Mesh) -> Any:
+    """Compiles `losses(params, extra, tokens_KBT, members) -> losses_MKBS`, for one group."""
+
+    def losses(params, extra, tokens_KBT, members):
+        def of_member(member):
+            variant = change(params, member, extra)
+            return jax.lax.map(
+                lambda tokens_BT: loss(variant, {"tokens": tokens_BT}, jax.random.key(0)),
+                tokens_KBT,
+            )
+
+        at_once = jax.tree.leaves(members)[0].shape[0] // mesh.shape["member"]
+        return map_members(of_member, mesh, at_once, members)
+
+    return jax.jit(losses, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _place(mesh: Mesh, shared: Any) -> Any:
