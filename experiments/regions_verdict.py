@@ -14,6 +14,7 @@ from lmnoise.report import Table
 
 # Regions in the order that the papers expect of their harm, most first.
 ORDER = ("core", "random", "opposite")
+CONTROL = "largest"
 
 
 def blocks(removed: dict[str, Any], recovered: Any, config: ConfigDict) -> list[str | Table]:
@@ -36,16 +37,18 @@ def _order(removed: dict[str, Any]) -> Table:
                 region: np.array(
                     [estimate(groups[operation, region, share], s).mean for s in sources]
                 )
-                for region in ORDER
+                for region in (*ORDER, CONTROL)
             }
-            means = (float(rise[region].mean()) for region in ORDER)
+            means = (float(of_region.mean()) for of_region in rise.values())
             above = [
                 f"{int((rise[a] > rise[b]).sum())} of {len(sources)}"
                 for a, b in itertools.pairwise(ORDER)
             ]
+            above.append(f"{int((rise[ORDER[0]] > rise[CONTROL]).sum())} of {len(sources)}")
             rows.append((rule, operation, f"{share:.0%}", *means, *above))
     named = ", ".join(f"{rule}: {NAMES[rule]['opposite']}" for rule in removed)
-    header = ("rule", "operation", "share", *ORDER, "core above random", "random above opposite")
+    header = ("rule", "operation", "share", *ORDER, NAMES[rule][CONTROL], "core above random",
+              "random above opposite", "core above largest weights")  # fmt: skip
     return Table(
         header,
         rows,

@@ -67,7 +67,7 @@ def _regions() -> dict[str, Any]:
         shares=(0.01, 0.03, 0.05),
         monolingual_share=0.03,
         operations=("zero", "reinitialise"),
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),  # of random regions, and of new values
         training=dict(  # of the change rule, for each language
             steps=40,
             batch_size=4,

@@ -18,7 +18,9 @@ from lmnoise.evaluation.perturb import Perturbation, sensitivity
 from lmnoise.report import Figure, Table
 
 TITLE = "Linguistic regions"
-REGIONS = ("core", "opposite", "random")
+REGIONS = ("core", "opposite", "random", "largest")
+# Those that no importance decides: results are the same under both rules.
+BLIND = ("random", "largest")
 
 # What was found, all of it JSON: see `measure`.
 type Result = dict[str, Any]
@@ -33,7 +35,8 @@ class Regions:
     """The regions of one checkpoint under one rule, made when they are first asked for.
 
     The core is the top of the summed importance under the Taylor rule (arXiv 2402.14700) and the
-    least changed under the change rule (arXiv 2310.14928); the opposite is the other end.
+    least changed under the change rule (arXiv 2310.14928); the opposite is the other end. Controls
+    are random entries and those of the largest magnitude.
     """
 
     def __init__(self, subject: Subject, section: ConfigDict, rule: str):
@@ -59,6 +62,9 @@ class Regions:
         if region == "random":
             key = keys.fold(jax.random.key(seed), "region")
             return regions.random(key, self.subject.checkpoint.params, share)
+        if region == "largest":
+            size = jax.tree.map(np.abs, self.subject.checkpoint.params)
+            return regions.select(size, share, "top")
         if region == "monolingual":
             return regions.monolingual(self.own(share), language)
         return regions.select(self.total, share, self.high if region == "core" else self.low)
@@ -125,7 +131,10 @@ def _removed(own: Regions, baseline: dict[str, Any]) -> list[dict[str, Any]]:
         if operation == "zero":
             share = section.monolingual_share
             settings += [_setting(operation, "monolingual", share, 0, x) for x in languages]
-        settings = [setting | identity(own) for setting in settings]
+        settings = [
+            setting if setting["region"] in BLIND else setting | identity(own)
+            for setting in settings
+        ]
 
         def work(setting, operation=operation, evaluate=evaluate):
             mask = own.mask(

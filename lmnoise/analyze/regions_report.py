@@ -24,8 +24,18 @@ from lmnoise.report import (
 type Row = dict[str, Any]
 
 NAMES = {
-    "taylor": {"core": "core (top)", "opposite": "bottom", "random": "random"},
-    "change": {"core": "core (least changed)", "opposite": "most changed", "random": "random"},
+    "taylor": {
+        "core": "core (top)",
+        "opposite": "bottom",
+        "random": "random",
+        "largest": "largest weights",
+    },
+    "change": {
+        "core": "core (least changed)",
+        "opposite": "most changed",
+        "random": "random",
+        "largest": "largest weights",
+    },
 }
 
 
@@ -42,7 +52,11 @@ def section(
     path = folder / f"removed-{stem}.png"
     _draw_removed(found, config, path)
     blocks.append(
-        Figure(path, f"{name}: rise of the loss when a region is removed; bars: 95 % intervals.")
+        Figure(
+            path,
+            f"{name}: rise of the loss when a region is removed; bars: 95 % intervals, "
+            "over seeds or documents as in the table.",
+        )
     )
     monolingual = [row for row in found["rises"] if row["region"] == "monolingual"]
     path = folder / f"languages-{stem}.png"
@@ -134,7 +148,7 @@ def _draw_removed(found: dict[str, Any], config: ConfigDict, path: Path) -> None
                 for number, region in enumerate(NAMES[config.rule]):
                     found_here = [estimate(groups[operation, region, share], s) for s in sources]
                     ax.errorbar(
-                        np.arange(len(sources)) + 0.15 * (number - 1),
+                        np.arange(len(sources)) + 0.15 * (number - 1.5),
                         [e.mean for e in found_here],
                         [e.half_width for e in found_here],
                         linestyle="none",
@@ -147,7 +161,7 @@ def _draw_removed(found: dict[str, Any], config: ConfigDict, path: Path) -> None
                 ax.set_xticks(range(len(sources)), sources)
                 ax.set_title(f"{share:.0%}, {operation}")
             row[0].set_ylabel("rise of the loss, nats per token")
-        axes[0, 0].legend()
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         savefig(fig, path)
 
 
@@ -206,7 +220,7 @@ def _draw_concentration(found: dict[str, Any], path: Path) -> None:
             ax.set_xlabel("layer")
             ax.set_ylabel("Gini coefficient of the core's entries")
             ax.set_ylim(0, None)
-        axes[0, 0].legend(ncols=2)
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=7)
         for ax, side in zip(axes[1], ("read", "write"), strict=True):
             counts = np.asarray(found[side], float)
             ax.vlines(np.arange(len(counts)), 0, counts / counts.mean(), color=COLOURS[0], lw=0.7)
