@@ -82,7 +82,7 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
     """Removes the regions, compares them and stores the core's masks.
 
     Returns:
-      `rises`: rows {region, share, seed, language, rises: {source: estimates}};
+      `rises`: rows {region, share, language, rises: {source: estimates}};
       `loss`: {source: loss of the model as it is}; `overlap`: Jaccard of the languages' regions;
       `concentration`: see `regions_report`; `said`: rows of text; `masks`: the file's name.
     """
@@ -123,26 +123,22 @@ def _removed(own: Regions, baseline: dict[str, Any]) -> list[dict[str, Any]]:
         change = sensitivity(Perturbation(operation), own.subject.model.specs)
         evaluate = functools.cache(lambda change=change: own.subject.evaluator(change))
         settings = [
-            _setting(operation, region, share, seed)
+            _setting(operation, region, share, seeds)
             for share in section.shares
             for region in REGIONS
-            for seed in (section.seeds if region == "random" else section.seeds[:1])
+            for seeds in _seeds(section, operation, region)
         ]
         if operation == "zero":
             share = section.monolingual_share
-            settings += [_setting(operation, "monolingual", share, 0, x) for x in languages]
+            settings += [_setting(operation, "monolingual", share, (0,), x) for x in languages]
         settings = [
             setting if setting["region"] in BLIND else setting | identity(own)
             for setting in settings
         ]
 
         def work(setting, operation=operation, evaluate=evaluate):
-            mask = own.mask(
-                setting["region"], setting["share"], setting["seed"], setting["language"]
-            )
-            # A random region is drawn with its values: one seed for both.
-            drawn = [setting["seed"]] if setting["region"] == "random" else section.seeds
-            seeds = drawn if operation == "reinitialise" else drawn[:1]
+            seeds = setting["seeds"]
+            mask = own.mask(setting["region"], setting["share"], seeds[0], setting["language"])
             members = {
                 "strength": np.ones(len(seeds), np.float32),
                 "seed": np.asarray(seeds, np.int32),
@@ -152,14 +148,27 @@ def _removed(own: Regions, baseline: dict[str, Any]) -> list[dict[str, Any]]:
         results = own.subject.compute(settings, work, f"regions, {operation}")
         for setting, result in zip(settings, results, strict=True):
             found = rises(own.subject.sums(result), baseline)
-            kept = ("operation", "region", "share", "seed", "language")
+            kept = ("operation", "region", "share", "language")
             rows.append({key: setting[key] for key in kept} | {"rises": found})
     return rows
 
 
-def _setting(operation: str, region: str, share: float, seed: int, language: str = "") -> Result:
+def _seeds(section: ConfigDict, operation: str, region: str) -> Sequence[tuple[int, ...]]:
+    """The seeds that are scored together: those of one mask.
+
+    A random region is drawn with its values, so it has a mask a seed; of the others only the new
+    values have seeds.
+    """
+    if region == "random":
+        return [(seed,) for seed in section.seeds]
+    return [tuple(section.seeds)] if operation == "reinitialise" else [(0,)]
+
+
+def _setting(
+    operation: str, region: str, share: float, seeds: tuple[int, ...], language: str = ""
+) -> Result:
     return {"what": "region", "operation": operation, "region": region, "share": share,
-            "seed": seed, "language": language}  # fmt: skip
+            "seeds": list(seeds), "language": language}  # fmt: skip
 
 
 def _overlap(own: Regions) -> Result:
