@@ -20,7 +20,10 @@ SMALL = dict(
     data=dict(length=16, batch_size=8),
     model=dict(logits_chunk=64),
     continuation=dict(prompts=("once",), new_tokens=2),
-    perturb=dict(seeds=(0, 1), strengths=dict(zero=(), reinitialise=(), scale=(), quantise=(4,))),
+    perturb=dict(
+        seeds=(0, 1),
+        strengths=dict(gaussian=(0.1,), zero=(), reinitialise=(), scale=(), quantise=(4,)),
+    ),
     regions=dict(
         windows=8,
         importance_windows=8,

@@ -20,13 +20,9 @@ from lmnoise.data.stream import evaluation_batches
 from lmnoise.errors import UserError
 from lmnoise.evaluation import regions
 
-RULES = ("taylor", "change")
-
 
 def setting(subject: Subject, section: ConfigDict, rule: str, language: str) -> dict[str, Any]:
     """What the importance of one language depends on, JSON."""
-    if rule not in RULES:
-        raise UserError(f"config.regions.rule must be one of {', '.join(RULES)}, not {rule!r}")
     packed = subject.packed(language, "train")
     own = (
         {"windows": section.importance_windows}

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
+from lmnoise import tree
 from lmnoise.analyze.series import Entry, along, file_name
 from lmnoise.analyze.subject import Subject, over_seeds, rises
 from lmnoise.errors import UserError
-from lmnoise.evaluation.perturb import KINDS, UNITS, Perturbation, sensitivity
+from lmnoise.evaluation.perturb import KINDS, Perturbation, sensitivity
 from lmnoise.report import Estimate, Figure, Table, savefig, style, write_csv
 
 TITLE = "Sensitivity to perturbed weights"
@@ -40,16 +42,19 @@ def names(config: ConfigDict) -> tuple[str, ...]:
 def perturbation(config: ConfigDict, kind: str) -> Perturbation:
     """The config's perturbation of a kind: only leaves that the pattern matches whole."""
     section = config.perturb
-    if section.unit not in UNITS:
-        raise UserError(
-            f"config.perturb.unit must be one of {', '.join(UNITS)}, not {section.unit!r}"
-        )
     return Perturbation(kind, section.unit, ((section.pattern, True), (".*", False)))
 
 
 def measure(subject: Subject, config: ConfigDict) -> Result:
     """Rises of the loss over the unperturbed model for every kind, strength and source."""
-    section, baseline = config.perturb, subject.baseline()
+    section = config.perturb
+    names = [name for name, _ in tree.named_leaves(subject.params)]
+    if not any(re.fullmatch(section.pattern, name) for name in names):
+        raise UserError(
+            f"config.perturb.pattern {section.pattern!r} matches no tensor of {subject.name}; one "
+            f"of them is {names[-1]}"
+        )
+    baseline = subject.baseline()
     found: dict[str, dict[float, dict[str, Estimate]]] = {}
     for kind, strengths in _sweeps(config):
         change = sensitivity(perturbation(config, kind), subject.model.specs)

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lmnoise import points
+from lmnoise.analyze.defaults import check
 from lmnoise.checkpoints import Checkpoint, open_checkpoint
 from lmnoise.data.packing import Packed, open_packed, prepare
 from lmnoise.data.stream import evaluation_batches
@@ -164,6 +165,7 @@ def open_subject(
     Raises:
       UserError: the checkpoint or a corpus cannot be opened, or a key has no sensible value.
     """
+    check(config)
     data = config.data
     checkpoint = open_checkpoint(spec, Path(data.data_dir))
     if not 1 <= data.length <= checkpoint.model.config.context:

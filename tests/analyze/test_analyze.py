@@ -1,0 +1,161 @@
+"""The numbers of an analysis against a recomputation by hand, and what it refuses."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmnoise.analyze import continued, parameters, perturb, regions
+from lmnoise.analyze.defaults import RULES, default_config
+from lmnoise.analyze.subject import metrics, open_subject, rises
+from lmnoise.data.packing import open_packed
+from lmnoise.errors import UserError
+from lmnoise.evaluation import masks
+
+SMALL = dict(
+    data=dict(length=16, batch_size=8),
+    continuation=dict(prompts=()),
+    perturb=dict(
+        seeds=(0, 1),
+        strengths=dict(gaussian=(0.0, 0.1), zero=(), reinitialise=(), scale=(1.0,), quantise=()),
+    ),
+    regions=dict(
+        importance_windows=16, shares=(0.05,), operations=("zero",), seeds=(0,), windows=8
+    ),
+)
+
+
+@pytest.fixture
+def config(small):
+    return small(default_config(), SMALL)
+
+
+@pytest.fixture
+def subject(config, run_folder, tmp_path):
+    return open_subject(str(run_folder), config, config.perturb.sources, 8, tmp_path)
+
+
+def loss_by_hand(subject, config, params, name):
+    """Mean loss over the first 8 windows spread over the validation split."""
+    packed = open_packed(
+        name, "validation", data_dir=config.data.data_dir, tokenizer=subject.checkpoint.tokenizer
+    )
+    windows = (len(packed.tokens) - 1) // 16
+    starts = np.arange(8) * windows // 8 * 16
+    tokens = jnp.stack([np.array(packed.tokens[s : s + 17], np.int32) for s in starts])
+    return float(subject.model.loss(params, {"tokens": tokens}, None).mean())
+
+
+def test_the_baseline_is_the_mean_loss_of_its_windows(subject, config):
+    found = metrics(subject.baseline())
+    for name, source in zip(config.perturb.sources, found.values(), strict=True):
+        by_hand = loss_by_hand(subject, config, subject.checkpoint.params, name)
+        assert source["loss"][0] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_perturbation_of_no_strength_costs_nothing(subject, config):
+    found = perturb.measure(subject, config)["rises"]
+    for of_source in (found["gaussian"][0.0], found["scale"][1.0]):
+        assert all(abs(estimate.mean) < 1e-6 for estimate in of_source.values())
+    assert all(abs(estimate.mean) > 1e-4 for estimate in found["gaussian"][0.1].values())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_zeroing_the_core_is_setting_its_entries_to_zero(rule, run_folder, config, tmp_path):
+    config.regions.rule = rule
+    config.regions.training.update(dict(steps=3, batch_size=8, learning_rate=1e-3))
+    subject = open_subject(str(run_folder), config, config.regions.sources, 8, tmp_path)
+    found = regions.measure(subject, config)
+    stored, about = masks.load(
+        tmp_path / "masks" / found["masks"].rpartition("/")[2], subject.params
+    )
+    assert about["rule"] == rule
+    core = stored["core-0.05"]
+    without = jax.tree.map(lambda p, m: np.where(m, 0, p), subject.checkpoint.params, core)
+    [row] = [row for row in found["rises"] if row["region"] == "core"]
+    for name, (source, [rise]) in zip(config.regions.sources, row["rises"].items(), strict=True):
+        expected = loss_by_hand(subject, config, without, name) - found["loss"][source]
+        assert rise.mean == pytest.approx(expected, abs=1e-5)
+    # Every kernel and norm of the blocks gives its share, the embeddings nothing.
+    sizes = {n: leaf.sum() / leaf.size for n, leaf in core["blocks"][0]["mlp"]["up"].items()}
+    assert sizes["kernel"] == pytest.approx(0.05, abs=1 / 512)
+    assert not core["tokens"].any()
+
+
+def test_the_change_rule_ranks_by_how_far_training_moves(run_folder, config, tmp_path):
+    config.regions.update(dict(rule="change"))
+    config.regions.training.update(dict(steps=3, batch_size=8, learning_rate=1e-3))
+    subject = open_subject(str(run_folder), config, config.regions.sources, 8, tmp_path)
+    section = config.regions
+    regions.prepare_all(section.languages, subject.checkpoint, subject.data)
+    own = regions.Regions(subject, section, "change")
+    language = next(iter(own.importances))
+    run = continued.Continued(subject, section.languages[0], section.training)
+    population = run.population()
+    states = run.run(population, subject.checkpoint.params, tmp_path / "again", {}, "again")
+    for moved, after, before in zip(
+        *map(jax.tree.leaves, (own.importances[language], states.params, subject.params)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(moved, np.abs(np.asarray(after[0]) - before))
+    core, opposite = own.mask("core", 0.05), own.mask("opposite", 0.05)
+    for low, high, total in zip(*map(jax.tree.leaves, (core, opposite, own.total)), strict=True):
+        if low.any():
+            assert total[low].max() <= total[high].min()
+
+
+def test_a_signal_stops_the_training_of_an_analysis(run_folder, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(continued, "fit", lambda *arguments, **options: None)
+    config.regions.rule = "change"
+    subject = open_subject(str(run_folder), config, config.regions.sources, 8, tmp_path)
+    with pytest.raises(continued.Stopped):
+        regions.measure(subject, config)
+
+
+def test_rises_are_paired(subject):
+    baseline = subject.baseline()
+    for estimates in rises(baseline, baseline).values():
+        assert [tuple(estimate)[:2] for estimate in estimates] == [(0.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"perturb.unit": "inches"}, "config.perturb.unit must be one of weight_rms"),
+        ({"perturb.pattern": "block[0"}, "config.perturb.pattern"),
+        ({"perturb.pattern": "nothing"}, "config.perturb.pattern"),
+        ({"regions.rule": "taste"}, "config.regions.rule must be one of taylor, change"),
+        ({"regions.operations": ("melt",)}, "config.regions.operations"),
+        ({"regions.shares": (1.5,)}, "config.regions.shares"),
+        ({"parameters.scan": ("blocks/9/norm",)}, "config.parameters.scan has 'blocks/9/norm'"),
+        ({"data.length": 100}, "config.data.length is 100, but run-40 has a context of 16"),
+        ({"data.split": "tests"}, "no split 'tests'"),
+        ({"data.batch_size": 0}, "config.data.batch_size"),
+    ],
+)
+def test_a_key_without_sense_is_named(changes, words, run_folder, config, tmp_path):
+    for key, value in changes.items():
+        section, name = key.split(".")
+        config[section][name] = value
+    analysis = {"perturb": perturb, "regions": regions, "parameters": parameters}
+    chosen = analysis.get(section, perturb)
+
+    def measure():
+        subject = open_subject(str(run_folder), config, chosen.names(config), 8, tmp_path)
+        chosen.measure(subject, config)
+
+    with pytest.raises(UserError, match=re.escape(words)):
+        measure()
+
+
+def test_the_first_word_is_the_analysis():
+    done = subprocess.run(
+        [sys.executable, "-m", "lmnoise.analyze", "regoins"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "one of language, perturb, regions, parameters, not 'regoins'" in done.stderr
+    assert "Traceback" not in done.stderr
