@@ -18,6 +18,7 @@ from absl import flags
 from lmnoise import cli
 from lmnoise import config as configs
 from lmnoise.analyze import language, parameters, perturb, regions, series
+from lmnoise.analyze.continued import Stopped
 from lmnoise.analyze.subject import open_subject
 from lmnoise.checkpoints import expand
 from lmnoise.errors import UserError
@@ -68,9 +69,12 @@ def main() -> int:
     workdir = Path(values.workdir)
     specs = [spec for given in values.checkpoint for spec in expand(given)]
     command = f"python -m lmnoise.analyze {shlex.join(sys.argv[1:])}"
-    report = run(
-        name, specs, values.config, workdir, Path(values.report or workdir / name), command
-    )
+    folder = Path(values.report or workdir / name)
+    try:
+        report = run(name, specs, values.config, workdir, folder, command)
+    except Stopped:
+        print(f"stopped and saved in {workdir}; the same command goes on")
+        return 0
     print(f"report: {report} and {report.with_suffix('.html')}")
     return 0
 

@@ -21,7 +21,7 @@ SMALL = dict(
     continuation=dict(prompts=()),
     perturb=dict(
         seeds=(0, 1),
-        strengths=dict(gaussian=(0.0, 0.1), zero=(), reinitialise=(), scale=(1.0,), quantise=()),
+        strengths=dict(gaussian=(0.0, 1.0), zero=(), reinitialise=(), scale=(1.0,), quantise=()),
     ),
     regions=dict(
         importance_windows=16, shares=(0.05,), operations=("zero",), seeds=(0,), windows=8
@@ -61,7 +61,7 @@ def test_a_perturbation_of_no_strength_costs_nothing(subject, config):
     found = perturb.measure(subject, config)["rises"]
     for of_source in (found["gaussian"][0.0], found["scale"][1.0]):
         assert all(abs(estimate.mean) < 1e-6 for estimate in of_source.values())
-    assert all(abs(estimate.mean) > 1e-4 for estimate in found["gaussian"][0.1].values())
+    assert all(abs(estimate.mean) > 1e-4 for estimate in found["gaussian"][1.0].values())
 
 
 @pytest.mark.parametrize("rule", RULES)
