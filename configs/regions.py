@@ -53,7 +53,7 @@ def laptop() -> ConfigDict:
             share=0.03,
             operation="reinitialise",
             training=dict(
-                steps=80,
+                steps=60,
                 batch_size=4,
                 learning_rate=2e-4,
                 weight_decay=0.0,
@@ -62,7 +62,8 @@ def laptop() -> ConfigDict:
                 evaluate_every=10,
             ),
         )
-    config.parameters.scan = ("blocks/0/attention_norm/scale", "blocks/8/mlp_norm/scale")
+    # Where a norm weight at a massive dimension breaks SmolLM2.
+    config.parameters.scan = ("blocks/8/mlp_norm/scale",)
     return config
 
 
