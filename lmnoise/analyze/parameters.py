@@ -216,8 +216,9 @@ def _scalar(row: dict[str, Any]) -> Scalar:
 
 def blocks(series: Sequence[Entry], config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
     """The chapter of the report, a section a checkpoint; tables also go into `folder` as CSV."""
-    return [
+    sections = [
         block
         for e in series
         for block in parameters_report.section(e.name, e.result, config.parameters, folder)
     ]
+    return sections + parameters_report.along_series(series, folder)

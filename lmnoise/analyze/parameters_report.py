@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
-from lmnoise.analyze.series import file_name
+from lmnoise.analyze.series import Entry, along, file_name
 from lmnoise.evaluation.parameters import ranked
 from lmnoise.report import (
     COLOURS,
@@ -177,3 +177,32 @@ def _draw_scan(
         ax.set_ylabel(f"rise at x {config.scan_factor:g}, nats per token")
         ax.legend()
         savefig(fig, path)
+
+
+def along_series(series: Sequence[Entry], folder: Path) -> list[str | Table | Figure]:
+    """How massive activations and single parameters grow along a series; nothing for one model."""
+    if len(series) < 2:
+        return []
+    path = folder / "series.png"
+    worst = {
+        role: [
+            ranked([row for row in e.result["trials"] if row["role"] == role])[0]["difference"]
+            for e in series
+        ]
+        for role in ("candidate", *ROLES)
+    }
+    with style():
+        fig = MatplotlibFigure(figsize=(9, 3.8))
+        left, right = fig.subplots(1, 2)
+        ratios = [max(row["ratio"] for row in e.result["massive"]) for e in series]
+        left.plot(along(series, left), ratios, marker="o")
+        left.set_yscale("log")
+        left.set_ylabel("largest activation over its layer's median")
+        for role, rises in worst.items():
+            right.plot(along(series, right), rises, marker="o", label=role)
+        right.set_yscale("symlog", linthresh=0.01)
+        right.set_ylabel("worst rise by one parameter, nats per token")
+        right.legend()
+        savefig(fig, path)
+    caption = "Left: massive activations. Right: the worst change of one number among candidates "
+    return ["## Along the series", Figure(path, caption + "and among their controls.")]

@@ -259,8 +259,9 @@ def _save(own: Regions) -> str:
 
 def blocks(series: Sequence[Entry], config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
     """The chapter of the report, a section a checkpoint; tables also go into `folder` as CSV."""
-    return [
+    sections = [
         block
         for e in series
         for block in regions_report.section(e.name, e.result, config.regions, folder)
     ]
+    return sections + regions_report.along_series(series, config.regions, folder)

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
-from lmnoise.analyze.series import file_name
+from lmnoise.analyze.series import Entry, along, file_name
 from lmnoise.analyze.subject import over_seeds
 from lmnoise.report import (
     COLOURS,
     Estimate,
     Figure,
     Table,
+    mean_and_error,
     savefig,
     style,
     write_csv,
@@ -239,3 +240,39 @@ def _dimensions(found: dict[str, Any]) -> Table:
         top = np.argsort(-counts, kind="stable")[:5]
         rows += [(side, int(d), counts[d] / counts.mean()) for d in top]
     return Table(("kernels that", "dimension", "entries over the mean"), rows)
+
+
+def along_series(
+    series: Sequence[Entry], config: ConfigDict, folder: Path
+) -> list[str | Table | Figure]:
+    """What removing each region costs along a series of checkpoints; nothing for a single one."""
+    if len(series) < 2:
+        return []
+    operation, share = config.operations[0], config.shares[0]
+    path = folder / f"series-{config.rule}.png"
+    with style():
+        fig = MatplotlibFigure()
+        ax = fig.subplots()
+        x = along(series, ax)
+        for region, name in NAMES[config.rule].items():
+            found = [_over_sources(e.result, operation, region, share) for e in series]
+            ax.errorbar(
+                x,
+                [e.mean for e in found],
+                [e.standard_error for e in found],
+                marker="o",
+                capsize=2,
+                label=name,
+            )
+        ax.set_yscale("symlog", linthresh=0.1)
+        ax.set_ylabel("rise of the loss, nats per token")
+        ax.set_title(f"{share:.0%} of each tensor, {operation}")
+        ax.legend()
+        savefig(fig, path)
+    caption = "Rise of the loss along the series when a region is removed, mean over the texts; "
+    return ["## Along the series", Figure(path, caption + "bars: one standard error over texts.")]
+
+
+def _over_sources(found: dict[str, Any], operation: str, region: str, share: float) -> Estimate:
+    rows = grouped(found)[operation, region, share]
+    return mean_and_error([estimate(rows, source).mean for source in found["loss"]])

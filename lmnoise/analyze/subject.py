@@ -100,14 +100,19 @@ class Subject:
     def packed(self, name: str, split: str) -> Packed:
         """A corpus under the checkpoint's tokenizer."""
         return open_packed(
-            name, split, data_dir=self.data.data_dir, tokenizer=self.checkpoint.tokenizer
+            name,
+            split,
+            data_dir=self.data.data_dir,
+            tokenizer=self.checkpoint.tokenizer,
+            bos_id=self.checkpoint.bos_id,
         )
 
     def continuations(
         self, config: ConfigDict, change: Change, members: Any, extra: Any = None
     ) -> list[list[str]]:
         """Greedy continuations of the config's prompts by every variant."""
-        prompts = [self.tokenizer.encode(prompt) for prompt in config.prompts]
+        front = [] if self.checkpoint.bos_id is None else [self.checkpoint.bos_id]
+        prompts = [front + self.tokenizer.encode(prompt) for prompt in config.prompts]
         found = greedy_variants(
             self.model, self.params, prompts, config.new_tokens, change, members, extra
         )
@@ -193,6 +198,8 @@ def open_subject(
         "windows": windows,
         "text": digests,
     }
+    if checkpoint.bos_id is not None:
+        identity["bos"] = checkpoint.bos_id
     tokenizer = load_tokenizer(checkpoint.tokenizer, data.data_dir)
     return Subject(checkpoint, model, params, sources, tokenizer, mesh, identity, workdir, data)
 
@@ -210,7 +217,11 @@ def _sources(
     sources, digests = [], {}
     for name in names:
         packed = open_packed(
-            name, data.split, data_dir=data.data_dir, tokenizer=checkpoint.tokenizer
+            name,
+            data.split,
+            data_dir=data.data_dir,
+            tokenizer=checkpoint.tokenizer,
+            bos_id=checkpoint.bos_id,
         )
         read = list(evaluation_batches(packed, data.length, data.batch_size, windows or None))
         tokens_D = np.diff(packed.ends, prepend=0)
