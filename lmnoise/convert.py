@@ -44,6 +44,7 @@ def convert(checkpoint: Checkpoint, folder: Path, *, dtype: str, data_dir: Path)
             raise UserError(f"{folder} is not empty: remove it, or name another folder")
         tokenizer = load_tokenizer(checkpoint.tokenizer, data_dir)
         model, eos = tokenizer.as_model(), tokenizer.eos_id
+        bos = eos if checkpoint.bos_id is None else checkpoint.bos_id
         files = tokenizer_files(model, model.id_to_token(eos))
         files[ORIGIN] = json.dumps(origin, indent=1) + "\n"
         with atomic_folder(folder) as temporary:
@@ -52,7 +53,7 @@ def convert(checkpoint: Checkpoint, folder: Path, *, dtype: str, data_dir: Path)
                 checkpoint.model.config,
                 checkpoint.params,
                 dtype=dtype,
-                entries={"bos_token_id": eos, "eos_token_id": eos},
+                entries={"bos_token_id": bos, "eos_token_id": eos},
             )
             for name, text in files.items():
                 (temporary / name).write_text(text, encoding="utf-8")

@@ -30,7 +30,7 @@ def checkpoint(name="llama", seed=0, note="4-bit weights (Q4_1)"):
     config, generator = CONFIGS[name], np.random.default_rng(seed)
     model = LanguageModel(config)
     params = jax.tree.map(lambda s: generator.normal(size=s.shape).astype(np.float32), model.specs)
-    return Checkpoint(name, model, params, "bytes", 640.0, fingerprint(config, params), note)
+    return Checkpoint(name, model, params, "bytes", None, 640.0, fingerprint(config, params), note)
 
 
 def contents(folder):

@@ -38,6 +38,7 @@ class Packed:
 
     tokens: (T,) uint16 or uint32 memory map. ends: (documents,) int64, the offset in `tokens`
     one past each document's separator. bytes: (documents,) int64, UTF-8 bytes of the text.
+    bos_id: a token that every window begins with, in place of its own first; None for none.
     """
 
     name: str
@@ -50,12 +51,13 @@ class Packed:
     tokenizer_fingerprint: str
     meta: dict[str, Any]
     folder: Path | None = None
+    bos_id: int | None = None
 
     def __reduce__(self):
         # A worker process maps the file again; pickling the map would copy the whole corpus.
         if self.folder is None:
             return super().__reduce__()
-        return _open_folder, (self.folder, self.split)
+        return _open_folder, (self.folder, self.split, self.bos_id)
 
     def ids(self) -> list[str]:
         """The document ids, in the order of `ends`."""
@@ -68,8 +70,10 @@ def packed_folder(name: str, *, data_dir: Path | str, tokenizer: str) -> Path:
     return Path(data_dir) / "packed" / CorpusName.parse(name).slug / tokenizer_slug(tokenizer)
 
 
-def open_packed(name: str, split: str, *, data_dir: Path | str, tokenizer: str) -> Packed:
-    """One split of a corpus that `prepare` has packed.
+def open_packed(
+    name: str, split: str, *, data_dir: Path | str, tokenizer: str, bos_id: int | None = None
+) -> Packed:
+    """One split of a corpus that `prepare` has packed; `bos_id` as in `Packed`.
 
     Raises UserError if the corpus is not prepared, half-prepared, or damaged.
     """
@@ -79,10 +83,10 @@ def open_packed(name: str, split: str, *, data_dir: Path | str, tokenizer: str) 
         raise UserError(f"{name} is not prepared with the tokenizer {tokenizer}: run `{command}`")
     if not (folder / "meta.json").exists():
         raise UserError(f"{folder} is half-prepared (it has no meta.json): run `{command}`")
-    return _open_folder(folder, split)
+    return _open_folder(folder, split, bos_id)
 
 
-def _open_folder(folder: Path, split: str) -> Packed:
+def _open_folder(folder: Path, split: str, bos_id: int | None) -> Packed:
     meta = read_meta(folder)
     if split not in meta["splits"]:
         raise UserError(f"{meta['corpus']} has no split {split!r}: choose {', '.join(SPLITS)}")
@@ -111,6 +115,7 @@ def _open_folder(folder: Path, split: str) -> Packed:
         tokenizer_fingerprint=meta["tokenizer"]["fingerprint"],
         meta=meta,
         folder=folder,
+        bos_id=bos_id,
     )
 
 

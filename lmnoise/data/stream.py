@@ -54,6 +54,8 @@ class Windows(grain.sources.RandomAccessDataSource):
         start_B = index_B.astype(np.int64) * self.length
         position_BS = start_B[:, None] + np.arange(self.length + 1)
         tokens_BS = np.asarray(self.packed.tokens)[position_BS].astype(np.int32)
+        if self.packed.bos_id is not None:
+            tokens_BS[:, 0] = self.packed.bos_id
         document_BS = np.searchsorted(self.packed.ends, position_BS, side="right")
         return {"tokens": tokens_BS, "document": document_BS.astype(np.int32)}
 

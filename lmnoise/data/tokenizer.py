@@ -41,6 +41,14 @@ class Tokenizer:
     fingerprint: str
     model: tokenizers.Tokenizer | None = None
 
+    @property
+    def bos_id(self) -> int | None:
+        """The token that its rules put in front of a text for a model, None for none."""
+        if self.model is None:
+            return None
+        plain, whole = (self.model.encode("a", add_special_tokens=s).ids for s in (False, True))
+        return None if whole[0] == plain[0] else whole[0]
+
     def encode(self, text: str) -> list[int]:
         """The token ids of `text`, without a separator or any other special token."""
         return self.encode_batch([text])[0]

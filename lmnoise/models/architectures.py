@@ -39,8 +39,9 @@ class Tensor:
         whole = stored.T if self.transposed else stored
         split = whole.reshape(*whole.shape[:-1], self._groups(config), self.parts, -1)
         leaf = split[..., self.part, :].reshape(*whole.shape[:-1], -1)
-        leaf = np.ascontiguousarray(leaf, np.float32)
-        return leaf + np.float32(self.less) if self.less else leaf
+        if self.less:
+            leaf = leaf.astype(np.float64) + self.less
+        return np.ascontiguousarray(leaf, np.float32)
 
     def stored_shape(self, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the whole stored tensor, of whose parts one has `leaf_shape`."""

@@ -3,6 +3,7 @@
 Quantised tensors are dequantised to float32 one at a time, as the file is read.
 """
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ class Kind(NamedTuple):
         positions (ours, as Hugging Face's, rotate one half of a head against the other), and the
         key of config.json that counts their heads.
       transposed: modules whose kernels Hugging Face stores as (in, out).
+      less: Hugging Face stores the scales of norms this much less.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Kind(NamedTuple):
     modules: Mapping[str, str]
     interleaved: Mapping[str, str] = MappingProxyType({})
     transposed: tuple[str, ...] = ()
+    less: float = 0.0
 
     def heads(self, module: str, config: Mapping[str, Any]) -> int:
         """How many heads an interleaved module has."""
@@ -89,6 +92,22 @@ _GPT2_MODULES = {
     "blk.{}.ffn_up": "transformer.h.{}.mlp.c_fc",
     "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
 }
+_GEMMA3_FIELDS = _LLAMA_FIELDS | {
+    # llama.cpp divides by the root of the head's width, whatever the model was trained with.
+    "query_pre_attn_scalar": "attention.key_length",
+    "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
+    "rope_local_base_freq": "rope.freq_base_swa",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_GEMMA3_MODULES = _LLAMA_MODULES | {
+    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
+    "blk.{}.post_attention_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.ffn_norm": "model.layers.{}.pre_feedforward_layernorm",
+    "blk.{}.post_ffw_norm": "model.layers.{}.post_feedforward_layernorm",
+}
 KINDS = {
     "llama": Kind(
         "LlamaForCausalLM",
@@ -100,6 +119,7 @@ KINDS = {
         },
     ),
     "qwen2": Kind("Qwen2ForCausalLM", _LLAMA_FIELDS, _LLAMA_MODULES),
+    "gemma3": Kind("Gemma3ForCausalLM", _GEMMA3_FIELDS, _GEMMA3_MODULES, less=1.0),
     "gpt2": Kind(
         "GPT2LMHeadModel",
         _GPT2_FIELDS,
@@ -128,8 +148,8 @@ def read_gguf(reader: gguf.GGUFReader) -> tuple[TransformerConfig, Any, str]:
 
     Returns:
       The configuration, of unrolled layers; the parameters, nested dicts of float32 arrays on
-      the host; and a note such as "4-bit weights (Q4_1)", by the type that most numbers have,
-      or "" for float32.
+      the host; and a note such as "4-bit weights (Q4_1)", by the type that most numbers of the
+      blocks have, or "" for float32.
 
     Raises:
       UserError: an architecture, option or type of tensor that is not supported, or tensors that
@@ -150,7 +170,8 @@ def read_gguf(reader: gguf.GGUFReader) -> tuple[TransformerConfig, Any, str]:
         raise UserError(f"{path}: {error}") from None
     counts = Counter()
     for tensor in reader.tensors:
-        counts[tensor.tensor_type.name] += tensor.n_elements
+        if tensor.name.startswith("blk."):
+            counts[tensor.tensor_type.name] += tensor.n_elements
     stored = counts.most_common(1)[0][0]
     bits = re.search(r"\d+", stored)[0]
     return config, params, "" if stored == "F32" else f"{bits}-bit weights ({stored})"
@@ -212,6 +233,9 @@ class _Tensors(Mapping):
             return stored.T
         if module in self._kind.interleaved:
             return _halves(stored, self._kind.heads(module, self._config))
+        if self._kind.less and module.endswith("norm"):
+            # In float64, so that the table's addition gives the file's float32 again.
+            return stored.astype(np.float64) - self._kind.less
         return stored
 
     def __iter__(self) -> Iterator[str]:
@@ -261,13 +285,14 @@ def write_gguf(path: Path, config: TransformerConfig, params: Any) -> None:
     kind = KINDS[architecture]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_vocab_size(config.vocab_size)
-    for key, field in kind.fields.items():
-        value = content.get(key)
+    for field, value in {field: content.get(key) for key, field in kind.fields.items()}.items():
         add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
         if value is not None:
             add(f"{architecture}.{field}", value)
     modules = {theirs: ours for ours, theirs in kind.modules.items()}
     for stored_name, parts in tensors.items():
+        if kind.less:
+            parts = [(dataclasses.replace(where, less=0.0), leaf) for where, leaf in parts]
         name, stored = _rename(stored_name, modules), join(parts, config)
         module = _generic(name)
         if module in kind.transposed and stored.ndim == 2:

@@ -1,6 +1,7 @@
 """Windows and batches against slow, plain definitions of what they are."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -48,6 +49,15 @@ def test_windows_cover_the_split_in_order(lengths, length):
     assert sum(lengths) - 1 - len(targets) < length
     with pytest.raises(IndexError):
         windows[len(windows)]
+
+
+def test_windows_begin_with_the_token_that_a_model_wants_in_front():
+    packed = make_packed([9, 12])
+    plain = Windows(packed, 4).gather(np.arange(5))
+    marked = Windows(dataclasses.replace(packed, bos_id=7), 4).gather(np.arange(5))
+    assert (marked["tokens"][:, 0] == 7).all()
+    np.testing.assert_array_equal(marked["tokens"][:, 1:], plain["tokens"][:, 1:])
+    np.testing.assert_array_equal(marked["document"], plain["document"])
 
 
 @settings(max_examples=25, deadline=None)

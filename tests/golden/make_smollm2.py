@@ -15,6 +15,7 @@ The archive holds `made_with` and, for each of the texts, `text/<n>`, `ids/<n>` 
 import itertools
 import pathlib
 import sys
+from collections.abc import Callable
 
 import gguf
 import numpy as np
@@ -28,7 +29,7 @@ TEXTS = (
     "Der Zug nach München fährt um 12:45 Uhr ab. 我们明天去学校。 Она сказала: «привет»! "
     "def f(x):\n    return x ** 2  # 🙂",
 )
-POSITIONS, STRIDE = 8, 64
+POSITIONS = 8
 PATTERN = regex.compile(
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 )
@@ -65,6 +66,11 @@ def main() -> None:
     merges = fields["tokenizer.ggml.merges"].contents()
     ids = {word: n for n, word in enumerate(words)}
     ranks = {tuple(merge.split(" ")): n for n, merge in enumerate(merges)}
+    record(path, lambda text: encode(text, ids, ranks), "smollm2.npz", stride=64)
+
+
+def record(path: pathlib.Path, encode: Callable[[str], list[int]], name: str, stride: int) -> None:
+    """Writes the archive: the model in a GGUF file on TEXTS."""
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(path.parent), gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -72,7 +78,7 @@ def main() -> None:
         "made_with": np.array(f"torch {torch.__version__}, transformers {transformers.__version__}")
     }
     for n, text in enumerate(TEXTS):
-        tokens = torch.tensor([encode(text, ids, ranks)])
+        tokens = torch.tensor([encode(text)])
         with torch.no_grad():
             logits = model(tokens).logits[0]
         positions = np.linspace(0, tokens.shape[1] - 1, POSITIONS).astype(np.int32)
@@ -82,10 +88,10 @@ def main() -> None:
             f"ids/{n}": tokens[0].numpy().astype(np.int32),
             f"losses/{n}": losses.numpy(),
             f"positions/{n}": positions,
-            f"logits/{n}": logits[positions, ::STRIDE].numpy(),
+            f"logits/{n}": logits[positions, ::stride].numpy(),
         }
         print(f"{tokens.shape[1]} tokens, {losses.mean():.3f} nats each")
-    target = pathlib.Path(__file__).parent / "smollm2.npz"
+    target = pathlib.Path(__file__).parent / name
     np.savez_compressed(target, **arrays)
     print(f"{target} {target.stat().st_size / 1000:.0f} kB")
 

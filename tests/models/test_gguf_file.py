@@ -24,6 +24,21 @@ CONFIGS = {
     "llama": llama(**SHAPE, kv_heads=2, mlp_width=64),
     "llama tied": llama(**SHAPE, kv_heads=1, mlp_width=96, tied=True, rope_theta=1e5),
     "qwen2": llama(**SHAPE, kv_heads=4, mlp_width=64, qkv_bias=True),
+    "gemma3": llama(
+        **SHAPE,
+        kv_heads=1,
+        mlp_width=64,
+        heads_width=64,
+        norm_position="both",
+        query_key_norm="head",
+        activation="geglu",
+        tied=True,
+        scaled_embeddings=True,
+        norm_epsilon=1e-6,
+        rope_theta=1e6,
+        local_theta=1e4,
+        global_every=2,
+    ),
 }
 
 
@@ -102,6 +117,35 @@ def test_names_shapes_and_the_order_of_rotary_rows(tmp_path):
             np.testing.assert_array_equal(values, kernel[ours])
 
 
+def test_names_scales_and_defaults_of_gemma3(tmp_path):
+    """What other programs write: scales as they multiply, no local base, a pattern of 6 layers."""
+    config = CONFIGS["gemma3"]
+    params = random_params(config)
+    path = tmp_path / "model.gguf"
+    taken = ("rope.freq_base_swa", "attention.sliding_window_pattern")
+    write(path, config, params, {f"gemma3.{name}": None for name in taken})
+    tensors = {t.name: t.data for t in gguf.GGUFReader(path).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, config.layers)
+    assert set(tensors) <= {f"{name}.weight" for _, name in names.mapping.values()}
+    ours = {
+        "attn_norm": "attention_norm",
+        "attn_q_norm": "attention/query_norm",
+        "attn_k_norm": "attention/key_norm",
+        "post_attention_norm": "attention_post_norm",
+        "ffn_norm": "mlp_norm",
+        "post_ffw_norm": "mlp_post_norm",
+    }
+    leaves = dict(tree.named_leaves(params))
+    for theirs, name in ours.items():
+        np.testing.assert_array_equal(
+            tensors[f"blk.1.{theirs}.weight"], leaves[f"blocks/1/{name}/scale"]
+        )
+    np.testing.assert_array_equal(tensors["output_norm.weight"], leaves["final_norm/scale"])
+    again, back, _ = read_gguf(open_gguf(path))
+    assert (again.local_theta, again.rope_theta, again.global_every) == (1e4, 1e6, 6)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
 @pytest.mark.parametrize(
     ("kind", "note", "error"),
     [
@@ -140,7 +184,7 @@ def test_defaults_of_metadata_that_are_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("field", "tensors", "match"),
     [
-        ({"general.architecture": "gemma3"}, {}, r"'gemma3'; use .* llama, qwen2, gpt2"),
+        ({"general.architecture": "gemma2"}, {}, r"'gemma2'; use .* llama, qwen2, gemma3, gpt2"),
         ({"llama.rope.scaling.type": "yarn"}, {}, r"'rope\.scaling\.type' is 'yarn'"),
         ({"llama.rope.dimension_count": 4}, {}, r"'rope\.dimension_count' is 4"),
         ({"llama.expert_count": 8}, {}, "'expert_count' is 8"),
