@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tokenizers import processors
 
 from lmnoise import checkpoints, tree
 from lmnoise import config as configs
@@ -216,6 +217,13 @@ def test_a_hugging_face_folder(tmp_path):
     tokenizer = load_tokenizer(opened.tokenizer, tmp_path)
     assert tokenizer.encode("Zoë, 12") == list("Zoë, 12".encode())
     assert tokenizer.eos_id == 256
+    assert opened.bos_id is None
+    model = byte_tokenizer()
+    model.post_processor = processors.TemplateProcessing(
+        single=[EOS, "$A"], special_tokens=[(EOS, 256)]
+    )
+    model.save(str(tmp_path / "tiny" / "tokenizer.json"))
+    assert open_checkpoint(str(tmp_path / "tiny"), tmp_path).bos_id == 256
     (tmp_path / "tiny" / "tokenizer.json").unlink()
     (tmp_path / "tiny" / "vocab.json").write_text("{}")
     refused(

@@ -1,5 +1,6 @@
 """The numbers of an analysis against a recomputation by hand, and what it refuses."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from lmnoise.analyze import continued, parameters, perturb, regions
 from lmnoise.analyze.defaults import RULES, default_config
-from lmnoise.analyze.subject import metrics, open_subject, rises
+from lmnoise.analyze.subject import metrics, open_subject, rises, unchanged
 from lmnoise.data.packing import open_packed
 from lmnoise.errors import UserError
 from lmnoise.evaluation import masks
@@ -55,6 +56,26 @@ def test_the_baseline_is_the_mean_loss_of_its_windows(subject, config):
     for name, source in zip(config.perturb.sources, found.values(), strict=True):
         by_hand = loss_by_hand(subject, config, subject.checkpoint.params, name)
         assert source["loss"][0] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_the_token_that_a_model_wants_in_front(subject, config, tmp_path, monkeypatch):
+    """Every window begins with it, and no stored result of other windows is taken for it."""
+    marked = dataclasses.replace(subject.checkpoint, bos_id=256)
+    monkeypatch.setattr("lmnoise.analyze.subject.open_checkpoint", lambda *_: marked)
+    other = open_subject("marked", config, config.perturb.sources, 8, tmp_path)
+    assert other.identity != subject.identity
+    for ours, plain in zip(other.sources, subject.sources, strict=True):
+        for batch, before in zip(ours.batches, plain.batches, strict=True):
+            assert (batch["tokens"][:, 0] == 256).all()
+            np.testing.assert_array_equal(batch["tokens"][:, 1:], before["tokens"][:, 1:])
+    config.continuation.update(dict(prompts=("a",), new_tokens=2))
+    asked = []
+    monkeypatch.setattr(
+        "lmnoise.analyze.subject.greedy_variants",
+        lambda model, params, prompts, *_: asked.extend(prompts) or [[]],
+    )
+    other.continuations(config.continuation, unchanged, {})
+    assert asked == [[256, ord("a")]]
 
 
 def test_a_perturbation_of_no_strength_costs_nothing(subject, config):
