@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
 from lmnoise.analyze import regions
 from lmnoise.analyze.continued import Continued
+from lmnoise.analyze.defaults import label
 from lmnoise.analyze.importance import digest_of
-from lmnoise.analyze.subject import Subject, label
+from lmnoise.analyze.series import percent
+from lmnoise.analyze.subject import Subject
 from lmnoise.errors import UserError
 from lmnoise.evaluation.language import Sums, paired, scorer, summarise
 from lmnoise.evaluation.perturb import Perturbation, perturb
@@ -62,14 +65,16 @@ def _train(
     begin = subject.checkpoint.params
     if setting["start"] == "perturbed":
         begin = _perturbed(subject, core, section)
-    continued = Continued(subject, section.language, section.training, frozen=(core, None))
+    continued = Continued(subject, section.training, frozen=(core, None))
     population = continued.population()
     score = scorer(population, subject.model.loss, subject.sources)
     before = [{"step": 0} | row for row in _rows(score(population.start(begin).params))]
     workdir = subject.workdir / "continued" / digest_of(setting)
+    record = setting | {"text": subject.identity}
     continued.run(
-        population, begin, workdir, setting, setting["start"], lambda params: _rows(score(params))
-    )
+        population, section.language, begin, workdir, record, setting["start"],
+        lambda params: _rows(score(params)),
+    )  # fmt: skip
     measured = [row for row in read_rows(workdir) if any("/loss" in key for key in row)]
     shutil.rmtree(workdir)
     return before + measured
@@ -100,7 +105,7 @@ def _rows(sums: dict[str, Sums]) -> list[dict[str, Any]]:
                 f"{source}/error": float(found["standard_error"][m]),
                 f"{source}/difference": difference,
                 f"{source}/difference_error": error,
-                f"{source}/documents": len(counts_D),
+                f"{source}/documents": int(np.count_nonzero(counts_D)),
             }
     return rows
 
@@ -116,7 +121,7 @@ def blocks(
     _draw(result, before, language, folder / "recover.png")
     return [
         "## Freeze and recover",
-        f"The core ({config.regions.rule} rule, {section.share:.0%} of each tensor of the blocks) "
+        f"The core ({section.rule} rule, {percent(section.share)} of each tensor of the blocks) "
         f"is perturbed (`{section.operation}`) or left, and the model trained on {language} for "
         f"{training.steps} steps of {training.batch_size} windows (AdamW, learning rate "
         f"{training.learning_rate:g}, {training.schedule}), once with the core frozen and once "

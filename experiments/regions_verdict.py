@@ -8,8 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from regions_recover import ENGLISH, MEMBERS, STARTS
 
+from lmnoise.analyze.defaults import label
 from lmnoise.analyze.regions_report import NAMES, estimate, grouped
-from lmnoise.analyze.subject import label
+from lmnoise.analyze.series import percent
 from lmnoise.report import Table
 
 # Regions in the order that the papers expect of their harm, most first.
@@ -45,7 +46,7 @@ def _order(removed: dict[str, Any]) -> Table:
                 for a, b in itertools.pairwise(ORDER)
             ]
             above.append(f"{int((rise[ORDER[0]] > rise[CONTROL]).sum())} of {len(sources)}")
-            rows.append((rule, operation, f"{share:.0%}", *means, *above))
+            rows.append((rule, operation, percent(share), *means, *above))
     named = ", ".join(f"{rule}: {NAMES[rule]['opposite']}" for rule in removed)
     header = ("rule", "operation", "share", *ORDER, NAMES[rule][CONTROL], "core above random",
               "random above opposite", "core above largest weights")  # fmt: skip

@@ -44,8 +44,11 @@ def run(name: str, specs: list[str], config, workdir: Path, folder: Path, comman
     for spec in specs:
         subject = open_subject(spec, config, analysis.names(config), config[name].windows, workdir)
         entries.append(series.entry(subject, analysis.measure(subject, config)))
+        del subject  # before the next one is opened
+    entries = series.told_apart(entries)
     folder.mkdir(parents=True, exist_ok=True)
-    origin = provenance(config, tuple(config[name].get("seeds", (0,))))
+    section = config[name]
+    origin = provenance(config, section.get("seeds", (section.seed,) if "seed" in section else ()))
     chapters = [f"Made by `{command}`.", series.header(entries)]
     chapters += analysis.blocks(entries, config, folder)
     write_report(folder, analysis.TITLE, chapters, origin, config)

@@ -32,17 +32,15 @@ def _plain(batch: dict[str, Any], member: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Continued:
-    """A population of runs that begin with the same parameters, on one corpus.
+    """Runs that begin with the same parameters and see the same batches.
 
     Attributes:
       subject: whose model is trained, on its mesh.
-      source: the corpus, its train split.
       training: `steps`, `batch_size`, `learning_rate`, `weight_decay`, `seed`.
       frozen: one pytree of bool arrays a member, or None where no entry is frozen.
     """
 
     subject: Subject
-    source: str
     training: ConfigDict
     frozen: Sequence[Any] = (None,)
 
@@ -78,6 +76,7 @@ class Continued:
     def run(
         self,
         population: Population,
+        source: str,
         start: Any,
         workdir: Path,
         record: dict[str, Any],
@@ -87,10 +86,11 @@ class Continued:
         """Trains from `start`, or goes on from the checkpoint in `workdir`; the final states.
 
         Args:
-          population: what `population()` built.
+          population: what `population()` built; it serves any corpus.
+          source: the corpus, whose train split is read.
           start: parameters without the axis of the members.
           workdir: of checkpoints and metrics.
-          record: what the run depends on, JSON; another record in `workdir` is an error.
+          record: all that the run depends on, JSON; another record in `workdir` is an error.
           title: of the progress bar.
           evaluate: parameters of the population to rows for the metrics.
 
@@ -99,10 +99,8 @@ class Continued:
           UserError: `workdir` belongs to another record, or the corpus is too short.
         """
         training, subject = self.training, self.subject
-        record = record | {"source": self.source, "training": training.to_dict()}
-        record |= subject.identity
         checkpoint.claim(workdir, record)
-        packed = subject.packed(self.source, "train")
+        packed = subject.packed(source, "train")
         stream = batches(
             Windows(packed, subject.data.length),
             seeds=[training.seed],
@@ -118,7 +116,7 @@ class Continued:
                 steps=training.steps,
                 log_every=every,
                 evaluate_every=every,
-                checkpoint_every=0,
+                checkpoint_every=max(1, training.steps // 4),
                 keep=1,
                 steps_per_dispatch=1,
             ),

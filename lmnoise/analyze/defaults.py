@@ -1,14 +1,9 @@
 """The keys of an analysis, with their defaults: minutes on two cores for 135M parameters."""
 
-import re
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lmnoise.errors import UserError
-from lmnoise.evaluation.perturb import UNITS
-
-RULES = ("taylor", "change")
 # What is done to a region.
 OPERATIONS = ("zero", "reinitialise")
 LANGUAGES = tuple(
@@ -104,68 +99,6 @@ def _parameters() -> dict[str, Any]:
     )
 
 
-# The least value of the keys that count something.
-_LEAST = {
-    "data.length": 1,
-    "data.batch_size": 1,
-    "model.logits_chunk": 1,
-    "continuation.new_tokens": 1,
-    "language.windows": 0,
-    "perturb.windows": 0,
-    "regions.windows": 0,
-    "regions.importance_windows": 1,
-    "regions.training.steps": 1,
-    "regions.training.batch_size": 1,
-    "regions.training.evaluate_every": 0,
-    "parameters.windows": 0,
-    "parameters.massive_dimensions": 1,
-    "parameters.norm_weights": 1,
-    "parameters.super_weights": 1,
-    "parameters.matched": 1,
-    "parameters.random": 1,
-    "parameters.draws": 0,
-}
-_CHOICES = {
-    "model.dtype": ("float32", "bfloat16"),
-    "perturb.unit": UNITS,
-    "regions.rule": RULES,
-}
-_NOT_EMPTY = (
-    *(f"{analysis}.sources" for analysis in ("language", "perturb", "regions", "parameters")),
-    *("perturb.seeds", "regions.seeds", "regions.shares", "regions.operations"),
-)
-
-
-def check(config: ConfigDict) -> None:
-    """Raises a UserError that names the first key whose value makes no sense, and the remedy."""
-    for key, least in _LEAST.items():
-        if (value := config[key]) < least:
-            raise UserError(f"config.{key} is {value}: it must be at least {least}")
-    for key, choices in _CHOICES.items():
-        if config[key] not in choices:
-            raise UserError(
-                f"config.{key} must be one of {', '.join(choices)}, not {config[key]!r}"
-            )
-    for key in _NOT_EMPTY:
-        if not config[key]:
-            raise UserError(f"config.{key} is empty: it needs a value or more")
-    section = config.regions
-    for operation in section.operations:
-        if operation not in OPERATIONS:
-            raise UserError(
-                f"config.regions.operations has {operation!r}: take {' or '.join(OPERATIONS)}"
-            )
-    for key, shares in (
-        ("shares", section.shares),
-        ("monolingual_share", (section.monolingual_share,)),
-    ):
-        if not all(0 < share <= 0.5 for share in shares):
-            raise UserError(f"config.regions.{key} must lie above 0 and up to 0.5, not {shares}")
-    if len(section.languages) < 2:
-        raise UserError(f"config.regions.languages needs two or more, not {section.languages}")
-    try:
-        re.compile(config.perturb.pattern)
-    except re.error as error:
-        raise UserError(
-            f"config.perturb.pattern {config.perturb.pattern!r} is no regular expression ({error})"
-        ) from None
+def label(name: str) -> str:
+    """How tables call a corpus: `libreoffice_aligned/ru` is `ru`."""
+    return name.strip("/").rpartition("/")[2]

@@ -1,10 +1,12 @@
 """How much each parameter matters to each language, computed once and kept on disk."""
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from tqdm import tqdm
 
 from lmnoise import tree
 from lmnoise.analyze.continued import Continued
-from lmnoise.analyze.subject import Subject, label, prepare_all
+from lmnoise.analyze.defaults import label
+from lmnoise.analyze.subject import Subject, prepare_all
 from lmnoise.data.stream import evaluation_batches
 from lmnoise.errors import UserError
 from lmnoise.evaluation import regions
@@ -43,42 +46,49 @@ def digest_of(setting: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def all_languages(subject: Subject, section: ConfigDict, rule: str) -> dict[str, Any]:
-    """{language: importance}, pytrees of float32 arrays on the host, one model's size a language.
+def all_languages(subject: Subject, section: ConfigDict, rule: str) -> dict[str, Path]:
+    """{language: file of its importance}, each the size of the model in float32; see `read`.
 
     The Taylor rule reads `importance_windows` windows of each train split; the change rule trains
-    on it as `training` says. Each language is kept in `<workdir>/importance`, where a stopped
-    analysis finds it again.
+    on it as `training` says. What is in `<workdir>/importance` is not computed again, so a stopped
+    analysis goes on with the next language.
     """
     prepare_all(section.languages, subject.checkpoint, subject.data)
+    compute = _by_taylor if rule == "taylor" else _by_change(subject, section)
     found = {}
     for language in tqdm(section.languages, desc=f"{subject.name}: {rule} rule", unit="language"):
         own = setting(subject, section, rule, language)
-        digest = digest_of(own)
-        path = subject.workdir / "importance" / f"{label(language)}-{rule}-{digest}.npz"
+        path = subject.workdir / "importance" / f"{label(language)}-{rule}-{digest_of(own)}.npz"
         if not path.exists():
-            _write(path, _compute(subject, section, rule, language, digest))
-        found[label(language)] = _read(path, subject.checkpoint.params)
+            _write(path, compute(subject, section, language, own))
+        found[label(language)] = path
     return found
 
 
-def _compute(subject: Subject, section: ConfigDict, rule: str, language: str, digest: str) -> Any:
-    if rule == "taylor":
-        packed = subject.packed(language, "train")
-        batches = list(
-            evaluation_batches(
-                packed, subject.data.length, subject.data.batch_size, section.importance_windows
-            )
+def _by_taylor(subject: Subject, section: ConfigDict, language: str, own: dict[str, Any]) -> Any:
+    packed = subject.packed(language, "train")
+    batches = subject.placed(
+        evaluation_batches(
+            packed, subject.data.length, subject.data.batch_size, section.importance_windows
         )
-        return regions.taylor(subject.model.loss, subject.params, batches)
-    continued = Continued(subject, language, section.training)
-    folder = subject.workdir / "continued" / digest
-    states = continued.run(
-        continued.population(), subject.checkpoint.params, folder, {}, f"train on {label(language)}"
     )
-    after = jax.tree.map(lambda leaf: np.asarray(leaf[0]), states.params)
-    shutil.rmtree(folder)
-    return regions.change(subject.checkpoint.params, after)
+    return regions.taylor(subject.model.loss, subject.params, batches)
+
+
+def _by_change(subject: Subject, section: ConfigDict) -> Callable[..., Any]:
+    """One program for all languages."""
+    continued = Continued(subject, section.training)
+    population = functools.cache(continued.population)
+
+    def compute(subject: Subject, section: ConfigDict, language: str, own: dict[str, Any]) -> Any:
+        folder = subject.workdir / "continued" / digest_of(own)
+        start, title = subject.checkpoint.params, f"train on {label(language)}"
+        states = continued.run(population(), language, start, folder, own, title)
+        after = jax.tree.map(lambda leaf: np.asarray(leaf[0]), states.params)
+        shutil.rmtree(folder)
+        return regions.change(start, after)
+
+    return compute
 
 
 def _write(path: Path, importance: Any) -> None:
@@ -94,7 +104,8 @@ def _write(path: Path, importance: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path, params: Any) -> Any:
+def read(path: Path, params: Any) -> Any:
+    """An importance, arrays like `params`; raises a UserError if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             return tree.map_named(lambda name, _: archive[name], params)

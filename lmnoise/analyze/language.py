@@ -57,7 +57,10 @@ def blocks(series: Sequence[Entry], config: ConfigDict, folder: Path) -> list[st
     if len(series) > 1:
         _draw(series, folder / "language.png")
         found.append(
-            Figure(folder / "language.png", "Loss along the series; bars: one standard error.")
+            Figure(
+                folder / "language.png",
+                "Bits per byte along the series; bars: one standard error over documents.",
+            )
         )
     return found
 
@@ -71,12 +74,12 @@ def _draw(series: Sequence[Entry], path: Path) -> None:
             found = [e.result[source] for e in series]
             ax.errorbar(
                 x,
-                [m["loss"] for m in found],
-                [m["standard_error"] for m in found],
+                [m["bits_per_byte"] for m in found],
+                [m["standard_error"] * m["bits_per_byte"] / m["loss"] for m in found],
                 marker="o",
                 capsize=2,
                 label=source,
             )
-        ax.set_ylabel("loss on held-out text, nats per token")
+        ax.set_ylabel("bits per byte of held-out text")
         ax.legend()
         savefig(fig, path)

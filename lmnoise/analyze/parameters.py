@@ -72,7 +72,7 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
 
 def _candidates(subject: Subject, section: ConfigDict) -> Result:
     """What the activations say, computed once."""
-    batches = [batch for source in subject.sources for batch in source.batches]
+    batches = list(subject.placed(batch for source in subject.sources for batch in source.batches))
 
     def work(_):
         seen = activations.massive(subject.model, subject.params, batches)
@@ -91,7 +91,7 @@ def _candidates(subject: Subject, section: ConfigDict) -> Result:
         }  # fmt: skip
 
     # fmt: off
-    setting = {"what": "activations", "sources": list(section.sources),
+    setting = {"what": "activations", "batch_size": subject.data.batch_size,
                "dimensions": section.massive_dimensions, "super": section.super_weights}
     # fmt: on
     [result] = subject.compute([setting], work, "activations")
@@ -129,9 +129,10 @@ def _trials(
     options = {"matched": section.matched, "random": section.random,
                "scales": tuple(section.scales), "draws": section.draws}  # fmt: skip
     settings = [
-        {"what": "trial", "scalar": str(scalar), "seed": section.seed, "options": options}
+        {"what": "trial", "scalar": str(scalar), "seed": section.seed, "options": options,
+         "exclude": [str(other) for other in scalars]}
         for scalar in scalars
-    ]
+    ]  # fmt: skip
     by_name = {str(scalar): scalar for scalar in scalars}
 
     def work(setting):
@@ -157,8 +158,8 @@ def _scan(subject: Subject, section: ConfigDict, leaf: str) -> list[dict[str, An
     known = norm_leaves(subject.checkpoint.params)
     if leaf not in known:
         raise UserError(
-            f"config.parameters.scan has {leaf!r}, which is no norm of {subject.name}: take one "
-            f"such as {known[0]}"
+            f"config.parameters.scan has {leaf!r}, which is no norm weight of {subject.name}: "
+            + (f"take one such as {known[0]}" if known else "it has none, so set it to ()")
         )
     first = subject.sources[0]
     source = Source(first.name, first.batches[:1], first.bytes_per_token)
@@ -166,7 +167,7 @@ def _scan(subject: Subject, section: ConfigDict, leaf: str) -> list[dict[str, An
     width = subject.model.config.width
     settings = [
         {"what": "scan", "leaf": leaf, "factor": section.scan_factor, "source": source.name,
-         "from": start, "to": min(start + _CHUNK, width)}
+         "batch_size": subject.data.batch_size, "from": start, "to": min(start + _CHUNK, width)}
         for start in range(0, width, _CHUNK)
     ]  # fmt: skip
 

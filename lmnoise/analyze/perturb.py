@@ -82,10 +82,6 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
 
 def _sweeps(config: ConfigDict) -> Iterator[tuple[str, tuple[float, ...]]]:
     given = config.perturb.strengths
-    if unknown := [kind for kind in given if kind not in KINDS]:
-        raise UserError(
-            f"config.perturb.strengths has {unknown[0]!r}, which is not one of {', '.join(KINDS)}"
-        )
     for kind in KINDS:
         if given.get(kind):
             yield kind, given[kind]
@@ -121,6 +117,7 @@ def _continuations(subject: Subject, config: ConfigDict) -> list[list[str]]:
 def blocks(series: Sequence[Entry], config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
     """The chapter of the report; tables also go into `folder` as CSV."""
     section = config.perturb
+    seeds = len(section.seeds)
     sources = list(next(iter(next(iter(series[0].result["rises"].values())).values())))
     table = Table(
         ("checkpoint", "kind", "strength", *sources),
@@ -131,8 +128,9 @@ def blocks(series: Sequence[Entry], config: ConfigDict, folder: Path) -> list[st
             for strength, of_source in of_kind.items()
         ],
         "Rise of the loss over the unperturbed model, nats per token, paired on the same tokens. "
-        f"Intervals of 95 %: over {len(section.seeds)} seeds of the noise where it has some, else "
-        "over documents.",
+        "Intervals of 95 %: "
+        + (f"over {seeds} seeds of the noise where it has some, else " if seeds > 1 else "")
+        + "over documents.",
     )
     write_csv(folder / "perturb.csv", table)
     units = {

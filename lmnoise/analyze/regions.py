@@ -1,7 +1,7 @@
 """Which few parameters carry the languages: importance, removal, overlap, concentration."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from lmnoise import keys
 from lmnoise.analyze import importance, regions_report
-from lmnoise.analyze.series import Entry, file_name
-from lmnoise.analyze.subject import Subject, label, prepare_all, rises
+from lmnoise.analyze.defaults import label
+from lmnoise.analyze.series import Entry, file_name, percent
+from lmnoise.analyze.subject import Subject, prepare_all, rises
 from lmnoise.evaluation import masks, regions
 from lmnoise.evaluation.perturb import Perturbation, sensitivity
 from lmnoise.report import Figure, Table
@@ -42,17 +43,23 @@ class Regions:
     def __init__(self, subject: Subject, section: ConfigDict, rule: str):
         self.subject, self.section, self.rule = subject, section, rule
         self.high, self.low = ("top", "bottom") if rule == "taylor" else ("bottom", "top")
+        # Caches of this object: those of a class would keep its arrays for ever.
         self._mask = functools.lru_cache(maxsize=1)(self._make)
+        self.own = functools.lru_cache(maxsize=1)(self._own)
 
     @functools.cached_property
-    def importances(self) -> dict[str, Any]:
-        """{language: importance}."""
+    def _paths(self) -> dict[str, Path]:
         return importance.all_languages(self.subject, self.section, self.rule)
+
+    def importances(self) -> Iterator[tuple[str, Any]]:
+        """(language, importance), one in memory at a time."""
+        for language, path in self._paths.items():
+            yield language, importance.read(path, self.subject.checkpoint.params)
 
     @functools.cached_property
     def total(self) -> Any:
         """The importance summed over the languages."""
-        return regions.add(self.importances.values())
+        return regions.add(of_language for _, of_language in self.importances())
 
     def mask(self, region: str, share: float, seed: int = 0, language: str = "") -> Any:
         """The mask of a region; `seed` is of the region "random", `language` of "monolingual"."""
@@ -69,12 +76,11 @@ class Regions:
             return regions.monolingual(self.own(share), language)
         return regions.select(self.total, share, self.high if region == "core" else self.low)
 
-    @functools.lru_cache(maxsize=1)  # noqa: B019
-    def own(self, share: float) -> dict[str, Any]:
+    def _own(self, share: float) -> dict[str, Any]:
         """{language: its region}: the core by the importance of that language alone."""
         return {
             name: regions.select(of_language, share, self.high)
-            for name, of_language in self.importances.items()
+            for name, of_language in self.importances()
         }
 
 
@@ -234,8 +240,8 @@ def _continuations(own: Regions, config: ConfigDict) -> list[list[str]]:
 
         return {
             "nothing": said(0.0, "core"),
-            f"core, {share:.0%}": said(1.0, "core"),
-            f"random, {share:.0%}": said(1.0, "random"),
+            f"core, {percent(share)}": said(1.0, "core"),
+            f"random, {percent(share)}": said(1.0, "random"),
         }
 
     [result] = own.subject.compute([setting], work, "continuations")
@@ -249,6 +255,7 @@ def _continuations(own: Regions, config: ConfigDict) -> list[list[str]]:
 def _save(own: Regions) -> str:
     """The core's masks, for freezing; the path of the file."""
     about = {"checkpoint": own.subject.name, "rule": own.rule} | identity(own)
+    about["shares"] = list(own.section.shares)
     digest = importance.digest_of(about)
     path = own.subject.workdir / "masks" / f"{file_name(own.subject.name)}-{own.rule}-{digest}.npz"
     if not path.exists():

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
-from lmnoise.analyze.series import Entry, along, file_name
+from lmnoise.analyze.series import Entry, along, file_name, percent
 from lmnoise.analyze.subject import over_seeds
 from lmnoise.report import (
     COLOURS,
@@ -66,8 +66,8 @@ def section(
         "### Languages against each other",
         Figure(path, "Left: Jaccard overlap of the languages' own regions. Right: rise of the loss "
                "of each language (column) when the region of one language alone (row) is zeroed."),
-        f"Regions of {config.monolingual_share:.0%} of each tensor; two random ones overlap by "
-        f"{found['overlap']['expected']:.3f}. A region of one language alone is its own without "
+        f"Regions of {percent(config.monolingual_share)} of each tensor; two random ones overlap "
+        f"by {found['overlap']['expected']:.3f}. A region of one language alone is its own without "
         "those of all the others, so it has fewer entries; its size differs between languages.",
     ]  # fmt: skip
     if monolingual:
@@ -75,7 +75,7 @@ def section(
     path = folder / f"concentration-{stem}.png"
     _draw_concentration(found["concentration"], path)
     blocks += [
-        "### Where the core lies",
+        f"### Where the core of {percent(config.monolingual_share)} lies",
         Figure(path, "Gini coefficient of the core's entries over the rows (input dimensions) and "
                "columns (output dimensions) of each kernel, and the core's entries by dimension "
                "of the residual stream. Dashed: as many random entries."),
@@ -108,7 +108,7 @@ def removal_table(found: dict[str, Any], rule: str) -> Table:
     """A row a region, share and operation."""
     sources = list(found["loss"])
     rows = [
-        [NAMES[rule][region], f"{share:.0%}", operation, *(estimate(of, s) for s in sources)]
+        [NAMES[rule][region], f"{percent(share)}", operation, *(estimate(of, s) for s in sources)]
         for (operation, region, share), of in grouped(found).items()
     ]
     return Table(
@@ -160,7 +160,7 @@ def _draw_removed(found: dict[str, Any], config: ConfigDict, path: Path) -> None
                     )
                 ax.set_yscale("symlog", linthresh=0.1)
                 ax.set_xticks(range(len(sources)), sources)
-                ax.set_title(f"{share:.0%}, {operation}")
+                ax.set_title(f"{percent(share)}, {operation}")
             row[0].set_ylabel("rise of the loss, nats per token")
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
         savefig(fig, path)
@@ -266,7 +266,7 @@ def along_series(
             )
         ax.set_yscale("symlog", linthresh=0.1)
         ax.set_ylabel("rise of the loss, nats per token")
-        ax.set_title(f"{share:.0%} of each tensor, {operation}")
+        ax.set_title(f"{percent(share)} of each tensor, {operation}")
         ax.legend()
         savefig(fig, path)
     caption = "Rise of the loss along the series when a region is removed, mean over the texts; "

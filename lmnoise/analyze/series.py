@@ -30,10 +30,20 @@ class Entry:
 
 
 def entry(subject: Subject, result: Any) -> Entry:
+    """What the series keeps of a subject: no parameters."""
     checkpoint = subject.checkpoint
     return Entry(
         checkpoint.name, subject.model.parameter_count, checkpoint.tokens, checkpoint.note, result
     )
+
+
+def told_apart(series: Sequence[Entry]) -> list[Entry]:
+    """The series with a number behind the names that occur again, as of two folders `final`."""
+    found = []
+    for e in series:
+        before = [other.name for other in series[: len(found)]].count(e.name)
+        found.append(dataclasses.replace(e, name=f"{e.name}-{before + 1}") if before else e)
+    return found
 
 
 def header(series: Sequence[Entry]) -> Table:
@@ -60,6 +70,11 @@ def along(series: Sequence[Entry], ax: Axes) -> list[float]:
     if min(tokens) > 0:
         ax.set_xscale("log")
     return tokens
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with as many digits as it needs."""
+    return f"{100 * share:g}%"
 
 
 def file_name(name: str) -> str:

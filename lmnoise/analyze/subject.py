@@ -1,7 +1,7 @@
 """A checkpoint on the bench: its parameters on the devices, held-out text, and stored results."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lmnoise import points
-from lmnoise.analyze.defaults import check
+from lmnoise.analyze.checks import check
+from lmnoise.analyze.defaults import label
 from lmnoise.checkpoints import Checkpoint, open_checkpoint
 from lmnoise.data.packing import Packed, open_packed, prepare
 from lmnoise.data.stream import evaluation_batches
@@ -96,6 +97,14 @@ class Subject:
             )
             for source in self.sources
         }
+
+    def placed(self, batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, jax.Array]]:
+        """The same batches on the devices, their rows over the mesh axis `data`."""
+        for batch in batches:
+            yield {
+                name: meshes.put_whole(self.mesh, leaf, batch_axis=0)
+                for name, leaf in batch.items()
+            }
 
     def packed(self, name: str, split: str) -> Packed:
         """A corpus under the checkpoint's tokenizer."""
@@ -201,7 +210,20 @@ def open_subject(
     if checkpoint.bos_id is not None:
         identity["bos"] = checkpoint.bos_id
     tokenizer = load_tokenizer(checkpoint.tokenizer, data.data_dir)
+    _check_prompts(config.continuation, tokenizer, checkpoint)
     return Subject(checkpoint, model, params, sources, tokenizer, mesh, identity, workdir, data)
+
+
+def _check_prompts(section: ConfigDict, tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    context = checkpoint.model.config.context
+    for prompt in section.prompts:
+        tokens = len(tokenizer.encode(prompt))
+        if not 0 < tokens <= context - section.new_tokens:
+            raise UserError(
+                f"config.continuation.prompts has {prompt!r} of {tokens} tokens; with "
+                f"{section.new_tokens} new ones it must have 1 to {context - section.new_tokens} "
+                f"for the context of {checkpoint.name}"
+            )
 
 
 def prepare_all(names: Sequence[str], checkpoint: Checkpoint, data: ConfigDict) -> None:
@@ -228,8 +250,3 @@ def _sources(
         sources.append(Source(label(name), read, packed.bytes / tokens_D))
         digests[label(name)] = packed.meta["splits"][data.split]["sha256"]
     return sources, digests
-
-
-def label(name: str) -> str:
-    """How tables call a corpus: `libreoffice_aligned/ru` is `ru`."""
-    return name.strip("/").rpartition("/")[2]

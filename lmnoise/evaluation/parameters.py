@@ -222,9 +222,13 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 
 def norm_leaves(params: Any, layer: int | None = None) -> list[str]:
-    """Names of the scales of all norms of a layer, or of the whole model."""
-    inside = ".*" if layer is None else f"blocks/{layer}/.*"
-    pattern = re.compile(rf"{inside}norm/scale")
+    """Names of the scales of the norms of the residual stream, of a layer or of the whole model.
+
+    The norms of queries and keys, which some classes have, are of other dimensions.
+    """
+    block = r"\d+" if layer is None else layer
+    final = "|final_norm" if layer is None else ""
+    pattern = re.compile(rf"(blocks/{block}/(attention|mlp)(_post)?_norm{final})/scale")
     return [name for name, _ in tree.named_leaves(params) if pattern.fullmatch(name)]
 
 

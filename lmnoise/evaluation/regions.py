@@ -49,6 +49,17 @@ def taylor(
       batches: of one shape, with `weights` broadcastable to the loss.
       title: of the progress bar.
     """
+    accumulate, importance = _taylor_programs(loss)
+    params = jax.device_put(params)
+    total = jax.tree.map(jnp.zeros_like, params)
+    for batch in tqdm(batches, desc=title, unit="batch"):
+        total = accumulate(total, params, batch)
+    return jax.device_get(importance(total, params))
+
+
+@functools.lru_cache(maxsize=1)
+def _taylor_programs(loss: Callable[..., jax.Array]) -> tuple[Callable, Callable]:
+    """`accumulate` and `importance`, compiled once for all languages."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def accumulate(total, params, batch):
@@ -62,11 +73,7 @@ def taylor(
     def importance(total, params):
         return jax.tree.map(lambda g, p: jnp.abs(g * p), total, params)
 
-    params = jax.device_put(params)
-    total = jax.tree.map(jnp.zeros_like, params)
-    for batch in tqdm(batches, desc=title, unit="batch"):
-        total = accumulate(total, params, batch)
-    return jax.device_get(importance(total, params))
+    return accumulate, importance
 
 
 def change(before: Params, after: Params) -> Importance:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from lmnoise.analyze import continued, parameters, perturb, regions
-from lmnoise.analyze.defaults import RULES, default_config
+from lmnoise.analyze.checks import RULES
+from lmnoise.analyze.defaults import default_config
 from lmnoise.analyze.subject import metrics, open_subject, rises, unchanged
 from lmnoise.data.packing import open_packed
 from lmnoise.errors import UserError
@@ -114,12 +115,13 @@ def test_the_change_rule_ranks_by_how_far_training_moves(run_folder, config, tmp
     section = config.regions
     regions.prepare_all(section.languages, subject.checkpoint, subject.data)
     own = regions.Regions(subject, section, "change")
-    language = next(iter(own.importances))
-    run = continued.Continued(subject, section.languages[0], section.training)
+    moved_by = next(own.importances())[1]
+    run = continued.Continued(subject, section.training)
     population = run.population()
-    states = run.run(population, subject.checkpoint.params, tmp_path / "again", {}, "again")
+    start, language = subject.checkpoint.params, section.languages[0]
+    states = run.run(population, language, start, tmp_path / "again", {}, "again")
     for moved, after, before in zip(
-        *map(jax.tree.leaves, (own.importances[language], states.params, subject.params)),
+        *map(jax.tree.leaves, (moved_by, states.params, subject.params)),
         strict=True,
     ):
         np.testing.assert_array_equal(moved, np.abs(np.asarray(after[0]) - before))
