@@ -138,6 +138,8 @@ def open_checkpoint(spec: str, data_dir: Path | str) -> Checkpoint:
         return _open_run(path.parent.parent, path.name, member)
     if (path / "checkpoints").is_dir():
         return _open_run(path, None, member)
+    if (path / "metrics.jsonl").exists():
+        raise UserError(f"{path} is a run that has saved no checkpoint yet: train on until it has")
     if member:
         raise UserError(f"{path} is no run with members: name it without {member}")
     return _open_gguf(path, data_dir) if path.suffix == ".gguf" else _open_folder(path, data_dir)
@@ -259,6 +261,9 @@ def read_origin(folder: Path) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise UserError(f"{folder / ORIGIN} is not JSON ({error}): remove it") from None
+    known = isinstance(origin, dict) and isinstance(origin.get("note", ""), str)
+    if not known or not isinstance(origin.get("tokens"), int | float | None):
+        raise UserError(f"{folder / ORIGIN} is not what lmnoise.convert writes: remove it")
     return origin
 
 

@@ -32,13 +32,18 @@ def setting(subject: Subject, section: ConfigDict, rule: str, language: str) -> 
         if rule == "taylor"
         else {"training": section.training.to_dict()}
     )
-    return own | {
-        "rule": rule,
-        "checkpoint": subject.checkpoint.fingerprint,
-        "dtype": subject.model.config.dtype,
-        "length": subject.data.length,
-        "text": packed.meta["splits"]["train"]["sha256"],
-    }
+    bos_id = subject.checkpoint.bos_id
+    return (
+        own
+        | ({} if bos_id is None else {"bos": bos_id})
+        | {
+            "rule": rule,
+            "checkpoint": subject.checkpoint.fingerprint,
+            "dtype": subject.model.config.dtype,
+            "length": subject.data.length,
+            "text": packed.meta["splits"]["train"]["sha256"],
+        }
+    )
 
 
 def digest_of(setting: dict[str, Any]) -> str:

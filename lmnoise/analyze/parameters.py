@@ -52,6 +52,7 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
       `said` (rows of text).
     """
     section = config.parameters
+    _check_width(section, subject.model.config.width)
     found = _candidates(subject, section)
     massive = [row["dimension"] for row in found["massive"]]
     norms = activations.norm_candidates(subject.checkpoint.params, massive)
@@ -68,6 +69,17 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
         "scans": {leaf: _scan(subject, section, leaf) for leaf in section.scan},
         "said": _continuations(subject, config, trials),
     }
+
+
+def _check_width(section: ConfigDict, width: int) -> None:
+    """A norm has `width` weights: for candidates, and as many controls that are none."""
+    wanted = section.norm_weights + section.super_weights + section.matched + section.random
+    for key, least in (("massive_dimensions", section.massive_dimensions), ("matched", wanted)):
+        if least >= width:
+            raise UserError(
+                f"config.parameters.{key} asks for {least} different weights of norms that have "
+                f"{width}: lower it"
+            )
 
 
 def _candidates(subject: Subject, section: ConfigDict) -> Result:

@@ -215,7 +215,7 @@ def open_subject(
 
 
 def _check_prompts(section: ConfigDict, tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
-    context = checkpoint.model.config.context
+    context = checkpoint.model.config.context - (checkpoint.bos_id is not None)
     for prompt in section.prompts:
         tokens = len(tokenizer.encode(prompt))
         if not 0 < tokens <= context - section.new_tokens:

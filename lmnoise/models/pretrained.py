@@ -142,7 +142,14 @@ def read_folder(folder: Path) -> tuple[TransformerConfig, Any]:
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: name one with config.json and safetensors")
+        raise UserError(
+            f"{folder} is not a folder: name the one that holds config.json and safetensors files"
+            + (
+                f" ({folder.suffix} is a pickle, which is never read)"
+                if folder.suffix in _PICKLES
+                else ""
+            )
+        )
     if not path.exists():
         raise UserError(
             f"{folder} has no {name}: name a Hugging Face folder, with {name} and safetensors"

@@ -1,6 +1,7 @@
 """The numbers of an analysis against a recomputation by hand, and what it refuses."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -9,18 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from lmnoise.analyze import continued, parameters, perturb, regions
+from lmnoise.analyze import subject as subject_module
 from lmnoise.analyze.checks import RULES
 from lmnoise.analyze.defaults import default_config
 from lmnoise.analyze.subject import metrics, open_subject, rises, unchanged
+from lmnoise.checkpoints import open_checkpoint
 from lmnoise.data.packing import open_packed
 from lmnoise.errors import UserError
 from lmnoise.evaluation import masks
+from lmnoise.models.transformer import LanguageModel
 
 SMALL = dict(
     data=dict(length=16, batch_size=8),
-    continuation=dict(prompts=()),
+    continuation=dict(prompts=(), new_tokens=4),
     perturb=dict(
         seeds=(0, 1),
         strengths=dict(gaussian=(0.0, 1.0), zero=(), reinitialise=(), scale=(1.0,), quantise=()),
@@ -139,6 +144,77 @@ def test_a_signal_stops_the_training_of_an_analysis(run_folder, config, tmp_path
         regions.measure(subject, config)
 
 
+PARAMETERS = dict(
+    massive_dimensions=1,
+    norm_weights=1,
+    super_weights=1,
+    matched=1,
+    random=1,
+    scales=(0.0,),
+    draws=1,
+)
+
+
+def test_a_stored_result_holds_for_its_own_settings_only(run_folder, config, tmp_path):
+    """What depends on a key is computed again when it changes, and nothing else."""
+    config.parameters.update(PARAMETERS)
+
+    def kinds():
+        subject = open_subject(str(run_folder), config, config.parameters.sources, 8, tmp_path)
+        parameters.measure(subject, config)
+        lines = (tmp_path / "points.jsonl").read_text().splitlines()
+        return [json.loads(line)["setting"]["what"] for line in lines]
+
+    first = kinds()
+    assert kinds() == first
+    config.data.batch_size = 4
+    second = kinds()[len(first) :]
+    assert set(second) >= {"activations", "scan"}
+    assert "screen" not in second
+    config.parameters.norm_weights = 2
+    third = kinds()[len(first) + len(second) :]
+    assert third == ["trial", "trial"]
+
+
+def test_masks_of_other_shares_are_another_file(run_folder, config, tmp_path):
+    config.regions.operations = ("zero",)
+    files = []
+    for shares in ((0.05,), (0.05, 0.1)):
+        config.regions.shares = shares
+        subject = open_subject(str(run_folder), config, config.regions.sources, 8, tmp_path)
+        file = regions.measure(subject, config)["masks"].rpartition("/")[2]
+        files.append(set(masks.load(tmp_path / "masks" / file, subject.params)[0]))
+    assert files == [{"core-0.05"}, {"core-0.05", "core-0.1"}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(query_key_norm="head"),  # as Qwen3
+        dict(norm_position="after", query_key_norm="whole"),  # as OLMo2
+        dict(norm="layernorm_fixed"),  # as OLMo: no norm has a weight
+    ],
+)
+def test_single_parameters_of_other_classes(fields, run_folder, config, tmp_path, monkeypatch):
+    def other(spec, data_dir):
+        found = open_checkpoint(spec, data_dir)
+        model = LanguageModel(dataclasses.replace(found.model.config, heads=4, **fields))
+        params = jax.device_get(model.init(jax.random.key(0)))
+        return dataclasses.replace(found, model=model, params=params)
+
+    monkeypatch.setattr(subject_module, "open_checkpoint", other)
+    config.parameters.update(PARAMETERS | dict(scan=()))
+    subject = open_subject(str(run_folder), config, config.parameters.sources, 8, tmp_path)
+    found = parameters.measure(subject, config)
+    has_norms = fields.get("norm") is None
+    assert bool(found["screened"]) == has_norms
+    assert not any("query" in row["leaf"] or "key" in row["leaf"] for row in found["screened"])
+    assert len({row["candidate"] for row in found["trials"]}) == 1 + has_norms
+    config.parameters.scan = ("blocks/0/attention/query_norm/scale",)
+    with pytest.raises(UserError, match="no norm weight of run-40"):
+        parameters.measure(subject, config)
+
+
 def test_rises_are_paired(subject):
     baseline = subject.baseline()
     for estimates in rises(baseline, baseline).values():
@@ -155,6 +231,16 @@ def test_rises_are_paired(subject):
         ({"regions.operations": ("melt",)}, "config.regions.operations"),
         ({"regions.shares": (1.5,)}, "config.regions.shares"),
         ({"parameters.scan": ("blocks/9/norm",)}, "config.parameters.scan has 'blocks/9/norm'"),
+        ({"perturb.strengths": dict(zero=(2.0,))}, "config.perturb.strengths.zero has 2.0"),
+        ({"perturb.strengths": dict(quantise=(2.5,))}, "config.perturb.strengths.quantise has 2.5"),
+        ({"perturb.strengths": dict(gaussian=())}, "config.perturb.strengths is empty"),
+        ({"perturb.strengths": dict(melt=(1,))}, "config.perturb.strengths has 'melt'"),
+        ({"regions.sources": ("a/x", "b/x")}, "two corpora that tables would call 'x'"),
+        ({"regions.languages": ("a", "b")}, "config.regions.sources lacks the language a"),
+        ({"parameters.matched": 20}, "config.parameters.matched asks for"),
+        ({"parameters.massive_dimensions": 16}, "config.parameters.massive_dimensions asks for 16"),
+        ({"continuation.prompts": ("",)}, "config.continuation.prompts has '' of 0 tokens"),
+        ({"continuation.prompts": ("much too long for it",)}, "for the context of run-40"),
         ({"data.length": 100}, "config.data.length is 100, but run-40 has a context of 16"),
         ({"data.split": "tests"}, "no split 'tests'"),
         ({"data.batch_size": 0}, "config.data.batch_size"),
@@ -163,7 +249,8 @@ def test_rises_are_paired(subject):
 def test_a_key_without_sense_is_named(changes, words, run_folder, config, tmp_path):
     for key, value in changes.items():
         section, name = key.split(".")
-        config[section][name] = value
+        with config.unlocked():
+            config[section][name] = ConfigDict(value) if isinstance(value, dict) else value
     analysis = {"perturb": perturb, "regions": regions, "parameters": parameters}
     chosen = analysis.get(section, perturb)
 
