@@ -1,6 +1,7 @@
 """Freeze and recover: train on one language with the core frozen and not, from two starts."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lmnoise.analyze.continued import Continued
 from lmnoise.analyze.defaults import label
 from lmnoise.analyze.importance import digest_of
 from lmnoise.analyze.series import percent
-from lmnoise.analyze.subject import Subject
+from lmnoise.analyze.subject import Subject, to_json
 from lmnoise.errors import UserError
 from lmnoise.evaluation.language import Sums, paired, scorer, summarise
 from lmnoise.evaluation.perturb import Perturbation, perturb
@@ -61,23 +62,42 @@ def measure(subject: Subject, own: regions.Regions, config: ConfigDict) -> Resul
 def _train(
     subject: Subject, own: regions.Regions, section: ConfigDict, setting: dict[str, Any]
 ) -> list[dict[str, Any]]:
+    """Both members, one after the other: two at once would need twice the memory."""
     core = own.mask("core", section.share)
     begin = subject.checkpoint.params
     if setting["start"] == "perturbed":
         begin = _perturbed(subject, core, section)
-    continued = Continued(subject, section.training, frozen=(core, None))
+    # Not frozen is a mask too, so that both run the same program.
+    masks = (core, jax.tree.map(np.zeros_like, core))
+    found = [
+        _train_one(subject, begin, mask, section, setting | {"member": name})
+        for mask, name in zip(masks, MEMBERS, strict=True)
+    ]
+    return [
+        {"step": step} | row for step in found[0] for row in _rows([sums[step] for sums in found])
+    ]
+
+
+def _train_one(
+    subject: Subject, begin: Any, frozen: Any, section: ConfigDict, setting: dict[str, Any]
+) -> dict[int, dict[str, Any]]:
+    """{step: {source: sums of one member}}, step 0 before any training."""
+    continued = Continued(subject, section.training, frozen=(frozen,))
     population = continued.population()
     score = scorer(population, subject.model.loss, subject.sources)
-    before = [{"step": 0} | row for row in _rows(score(population.start(begin).params))]
+
+    def sums(params):
+        # The writer of metrics keeps what is no number of its own as it is.
+        return [{"member": 0, "sums": to_json(score(params))}]
+
+    found = {0: sums(population.start(begin).params)[0]["sums"]}
     workdir = subject.workdir / "continued" / digest_of(setting)
+    title = f"{setting['start']}, {setting['member']}"
     record = setting | {"text": subject.identity}
-    continued.run(
-        population, section.language, begin, workdir, record, setting["start"],
-        lambda params: _rows(score(params)),
-    )  # fmt: skip
-    measured = [row for row in read_rows(workdir) if any("/loss" in key for key in row)]
+    continued.run(population, section.language, begin, workdir, record, title, sums)
+    found |= {row["step"]: row["sums"] for row in read_rows(workdir) if "sums" in row}
     shutil.rmtree(workdir)
-    return before + measured
+    return {step: subject.sums(of_step) for step, of_step in found.items()}
 
 
 def _perturbed(subject: Subject, core: Any, section: ConfigDict) -> Any:
@@ -92,21 +112,23 @@ def _perturbed(subject: Subject, core: Any, section: ConfigDict) -> Any:
     return jax.device_get(change(subject.params, core))
 
 
-def _rows(sums: dict[str, Sums]) -> list[dict[str, Any]]:
-    rows = [{"member": m} for m in range(len(MEMBERS))]
-    for source, of_source in sums.items():
-        found = summarise(*of_source)
-        losses_MD, counts_D, _ = of_source
-        for row in rows:
-            m = row["member"]
-            difference, error = paired(losses_MD[m], losses_MD[-1], counts_D)
+def _rows(members: Sequence[dict[str, Sums]]) -> list[dict[str, Any]]:
+    """A row a member: losses, and differences to the last member, by source."""
+    rows = []
+    for m, sums in enumerate(members):
+        row = {"member": m}
+        for source, of_source in sums.items():
+            found = summarise(*of_source)
+            losses_D, last_D = of_source.losses_MD[0], members[-1][source].losses_MD[0]
+            difference, error = paired(losses_D, last_D, of_source.counts_D)
             row |= {
-                f"{source}/loss": float(found["loss"][m]),
-                f"{source}/error": float(found["standard_error"][m]),
+                f"{source}/loss": float(found["loss"][0]),
+                f"{source}/error": float(found["standard_error"][0]),
                 f"{source}/difference": difference,
                 f"{source}/difference_error": error,
-                f"{source}/documents": int(np.count_nonzero(counts_D)),
+                f"{source}/documents": int(np.count_nonzero(of_source.counts_D)),
             }
+        rows.append(row)
     return rows
 
 
