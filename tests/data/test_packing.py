@@ -204,8 +204,10 @@ def test_a_worker_maps_the_file_again(corpus):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from lmnoise.data import packing
+# A suite that a shell runs in the background hands on that SIGINT is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 write = packing._Writer.write
 def slow(self, document, ids):
     write(self, document, ids)
