@@ -182,7 +182,7 @@ def _table(result: Result, before: dict[str, float]) -> Table:
 def _draw(result: Result, before: dict[str, float], language: str, path: Path) -> None:
     with style():
         fig = MatplotlibFigure(figsize=(9, 3.8))
-        axes = fig.subplots(1, len(result), sharey=True, squeeze=False)[0]
+        axes = fig.subplots(1, len(result), squeeze=False)[0]
         for ax, (start, rows) in zip(axes, result.items(), strict=True):
             for colour, source in zip(COLOURS, (language, ENGLISH), strict=False):
                 for member, line in zip(range(len(MEMBERS)), ("-", "--"), strict=True):
