@@ -5,9 +5,11 @@ Command:
 
 The first word is `language`, `perturb`, `regions` or `parameters`; `--checkpoint` may be given
 several times, and then the curves run along the series.
-Cost of `laptop` with SmolLM2-135M on two cores: TODO. `gpu` reads more text and more seeds (an
+Cost of `laptop` with SmolLM2-135M on two cores of which other work took about half: 1, 5, 16 and 13
+minutes; `regions` needs 3.2 GB of disk for each rule. `gpu` reads more text and more seeds (an
 estimate, not yet run: 10 minutes an analysis on one GPU of 80 GB for 1B parameters).
-Expected of `laptop`: TODO.
+Expected of `laptop`: see experiments/results/regions-smollm2; Gaussian noise of a tenth of each
+tensor's root mean square raises the loss by 0.8 nats per token, of three hundredths by 0.05.
 """
 
 from ml_collections import ConfigDict
