@@ -8,8 +8,8 @@ several times, and then the curves run along the series.
 Cost of `laptop` with SmolLM2-135M on two cores of which other work took about half: 1, 5, 16 and 13
 minutes; `regions` needs 3.2 GB of disk for each rule. `gpu` reads more text and more seeds (an
 estimate, not yet run: 10 minutes an analysis on one GPU of 80 GB for 1B parameters).
-Expected of `laptop`: see experiments/results/regions-smollm2; Gaussian noise of a tenth of each
-tensor's root mean square raises the loss by 0.8 nats per token, of three hundredths by 0.05.
+Expected of `laptop`: `regions` and `parameters` as in experiments/results/regions-smollm2 for the
+Taylor rule; the rise under `perturb` grows with every strength.
 """
 
 from ml_collections import ConfigDict

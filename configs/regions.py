@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from lmnoise.analyze.defaults import default_config
 from lmnoise.config import preset
 
-# What makes the whole study run in seconds on any small model; see tests/test_studies.py.
+# What makes the whole study run in seconds on any small model; see tests/analyze/test_configs.py.
 SMALL = dict(
     data=dict(length=16, batch_size=8),
     model=dict(logits_chunk=64),

@@ -221,14 +221,12 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: -np.nan_to_num(row["difference"], nan=np.inf))
 
 
-def norm_leaves(params: Any, layer: int | None = None) -> list[str]:
-    """Names of the scales of the norms of the residual stream, of a layer or of the whole model.
+def norm_leaves(params: Any) -> list[str]:
+    """Names of the scales of all norms of the residual stream.
 
     The norms of queries and keys, which some classes have, are of other dimensions.
     """
-    block = r"\d+" if layer is None else layer
-    final = "|final_norm" if layer is None else ""
-    pattern = re.compile(rf"(blocks/{block}/(attention|mlp)(_post)?_norm{final})/scale")
+    pattern = re.compile(r"(blocks/\d+/(attention|mlp)(_post)?_norm|final_norm)/scale")
     return [name for name, _ in tree.named_leaves(params) if pattern.fullmatch(name)]
 
 

@@ -268,7 +268,6 @@ def test_the_scan_is_every_norm_weight_alone():
 
 
 def test_norm_leaves():
-    assert norm_leaves(params(), 0) == [NORM, "blocks/0/mlp_norm/scale"]
     assert norm_leaves(params()) == [
         *(f"blocks/{i}/{norm}_norm/scale" for i in (0, 1) for norm in ("attention", "mlp")),
         "final_norm/scale",
