@@ -8,8 +8,10 @@ same command goes on after a stop or a kill.
 
 import shlex
 import sys
+from itertools import takewhile
 from pathlib import Path
 
+import jax
 import noise_report
 from absl import flags
 from ml_collections import ConfigDict
@@ -21,6 +23,7 @@ from lmnoise.data.packing import prepare
 from lmnoise.errors import UserError
 from lmnoise.report import provenance
 from lmnoise.train import members_of, train
+from lmnoise.training import processes
 from lmnoise.training.metrics import read_rows
 
 AXES = ("seed", "kind", "rate")
@@ -102,14 +105,15 @@ def main() -> int:
     workdir = Path(values.workdir)
     folder = Path(values.report or workdir / "report")
     named = arms(values.config)
-    prepare_all(named)
-    done = []
-    for name, config in named.items():
-        arm = run_arm(config, workdir / name, name)
-        if arm is None:
-            print(f"stopped and saved in {workdir}; the same command resumes the study")
-            return 0
-        done.append(arm)
+    with processes.joined():
+        prepare_all(named)
+        trained = (run_arm(config, workdir / name, name) for name, config in named.items())
+        done = list(takewhile(bool, trained))
+    if jax.process_index() > 0:
+        return 0
+    if len(done) < len(named):
+        print(f"stopped and saved in {workdir}; the same command resumes the study")
+        return 0
     origin = provenance(values.config, sorted({m["seed"] for a in done for m in a.members}))
     command = f"python experiments/noise.py {shlex.join(sys.argv[1:])}"
     figure = noise_report.write(folder, done, origin, values.config, command)

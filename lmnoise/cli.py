@@ -17,30 +17,38 @@ _MENDABLE = {
 }
 
 
+def failure(error: BaseException) -> tuple[int, str] | None:
+    """(exit status, sentence) of an error that its user can mend; None for a bug.
+
+    `UserError`, and a disk that is full or may not be written: 2. Ctrl-C: 130.
+    """
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if isinstance(error, OSError) and error.errno in _MENDABLE:
+        where = f" ({error.filename})" if error.filename else ""
+        return 2, f"error: {error.strerror}{where}: {_MENDABLE[error.errno]}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    return None
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Calls `main` and exits with its status (0 for None).
 
-    `UserError`, and a disk that is full or may not be written, become one sentence on standard
-    error and status 2; Ctrl-C becomes status 130; a closed pipe (`... | head`) ends silently
-    with status 141. Anything else is a bug and keeps its traceback.
+    What `failure` knows becomes one sentence on standard error and its status; a closed pipe
+    (`... | head`) ends silently with status 141. Anything else is a bug and keeps its traceback.
     """
     try:
         status = main() or 0
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
     except BrokenPipeError:
         # Python flushes standard output once more on exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except OSError as error:
-        if error.errno not in _MENDABLE:
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        known = failure(error)
+        if known is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror}{where}: {_MENDABLE[error.errno]}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+        status, sentence = known
+        print(sentence, file=sys.stderr)
     sys.exit(status)

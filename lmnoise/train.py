@@ -26,7 +26,7 @@ from lmnoise.errors import UserError
 from lmnoise.evaluation.language import Source, evaluator
 from lmnoise.models import attention
 from lmnoise.models.transformer import FAMILIES, LanguageModel, TransformerConfig
-from lmnoise.training import checkpoint, mesh
+from lmnoise.training import checkpoint, mesh, processes
 from lmnoise.training.loop import Cost, LoopConfig, fit
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.population import Population, member_arrays
@@ -351,8 +351,8 @@ def main() -> int:
     flags.DEFINE_string("workdir", None, "folder of the run", required=True)
     values = configs.parse(sections=configs.default_config())
     workdir = Path(values.workdir)
-    mesh.join_processes()
-    run, states = train(values.config, workdir)
+    with processes.joined():
+        run, states = train(values.config, workdir)
     if jax.process_index() > 0:
         return 0
     if states is None:

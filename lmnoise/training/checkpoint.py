@@ -7,14 +7,15 @@ detector's history, the metrics since the last log row).
 import itertools
 import json
 import logging
-import os
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from lmnoise.errors import UserError
 
@@ -31,13 +32,13 @@ class Checkpoints:
     """The checkpoints of one work directory.
 
     Args:
-      folder: where they live; created if missing.
+      folder: where they live, on storage that all processes share; created if missing.
       keep: how many of the latest to keep.
       keep_every: also keep those whose step is a multiple of this; 0 keeps none besides.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0):
-        self.folder = Path(folder).absolute()
+    def __init__(self, folder: epath.PathLike, *, keep: int = 2, keep_every: int = 0):
+        self.folder = _absolute(folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             keep_period=keep_every or None,
@@ -47,6 +48,13 @@ class Checkpoints:
         _drop_chatter()
         handlers = {"states": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        # The manager's own restore waits for all processes, and for ever if one cannot read.
+        alone = MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(**handlers), multiprocessing_options=alone
+        )
 
     def save(self, step: int, states: Any, meta: dict[str, Any]) -> None:
         """Starts saving; the states may be donated as soon as this returns.
@@ -74,12 +82,13 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._reader.close()
             self._manager.close()
 
     def restore(self, abstract: Any, at_most: int | None = None) -> Restored | None:
         """The latest checkpoint that can be read, or None if there is none at all.
 
-        One that is truncated or corrupt is passed over, and set aside as
+        One that is truncated or corrupt, for any process, is passed over by all, and set aside as
         `<folder>/../unreadable-<step>`, with a line on standard error, once another was read.
 
         Args:
@@ -97,16 +106,21 @@ class Checkpoints:
         args = {"states": ocp.args.StandardRestore(abstract), "meta": ocp.args.JsonRestore()}
         for step in steps:
             self._check_shapes(step, abstract)
+            reason = None
             try:
-                restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+                restored = self._reader.restore(
+                    self.folder / str(step), args=ocp.args.Composite(**args)
+                )
             except Exception as error:  # Orbax raises whatever its storage layers raise.
                 if _is_no_damage(error):
                     raise
-                failures[step] = _first_line(error)
-            else:
-                for failed, reason in failures.items():
-                    self._set_aside(failed, reason, step)
-                return Restored(step, restored["states"], restored["meta"])
+                reason = _first_line(error)
+            if _for_any_process(reason is not None):
+                failures[step] = reason or "by another process"
+                continue
+            for failed, reason in failures.items():
+                self._set_aside(failed, reason, step)
+            return Restored(step, restored["states"], restored["meta"])
         if steps:
             raise UserError(
                 f"none of the {len(steps)} checkpoints in {self.folder} can be read "
@@ -137,23 +151,30 @@ class Checkpoints:
                 )
 
     def _set_aside(self, step: int, reason: str, used: int) -> None:
-        names = (f"unreadable-{step}" + (f"-{n}" if n else "") for n in itertools.count())
-        target = next(p for name in names if not (p := self.folder.parent / name).exists())
-        os.replace(self.folder / str(step), target)
+        if jax.process_index() == 0:
+            names = (f"unreadable-{step}" + (f"-{n}" if n else "") for n in itertools.count())
+            target = next(p for name in names if not (p := self.folder.parent / name).exists())
+            (self.folder / str(step)).replace(target)
+            print(
+                f"the checkpoint of step {step} cannot be read ({reason}); it was moved to "
+                f"{target.name} and the one of step {used} is used",
+                file=sys.stderr,
+            )
+        multihost_utils.sync_global_devices("set aside")
         self._manager.reload()
-        print(
-            f"the checkpoint of step {step} cannot be read ({reason}); it was moved to "
-            f"{target.name} and the one of step {used} is used",
-            file=sys.stderr,
-        )
 
 
-def kept_steps(folder: Path) -> list[int]:
+def _for_any_process(fault: bool) -> bool:
+    return bool(np.any(multihost_utils.process_allgather(np.array(fault))))
+
+
+def kept_steps(folder: epath.PathLike) -> list[int]:
     """The steps whose checkpoints lie in a folder, in order, without touching it."""
-    return sorted(int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal())
+    names = (path.name for path in epath.Path(folder).glob("[0-9]*"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
-def read_member(folder: Path, step: int, member: int) -> Any:
+def read_member(folder: epath.PathLike, step: int, member: int) -> Any:
     """One member's parameters on the host, whatever the devices that wrote them.
 
     Nothing in the folder changes, so a run may be writing there; leaf by leaf, so that no more
@@ -166,7 +187,7 @@ def read_member(folder: Path, step: int, member: int) -> Any:
       UserError: there is no such member, or the checkpoint cannot be read.
     """
     _drop_chatter()
-    path = Path(folder).absolute() / str(step) / "states"
+    path = _absolute(folder) / str(step) / "states"
     options = ocp.RestoreArgs(restore_type=np.ndarray)
 
     def read(keys: Any, leaf: Any) -> np.ndarray:
@@ -235,6 +256,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
+def _absolute(folder: epath.PathLike) -> epath.Path:
+    """Orbax wants absolute paths; those of object stores (gs://...) are."""
+    return epath.Path(folder).absolute()
+
+
 def _key(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
@@ -242,7 +268,7 @@ def _key(path: Any) -> str:
 class _full_disk_is_a_user_error:
     """Turns the storage layers' many words for a full disk into one sentence."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: epath.Path):
         self.folder = folder
 
     def __enter__(self) -> None:
@@ -258,29 +284,49 @@ class _full_disk_is_a_user_error:
             ) from error
 
 
-def claim(workdir: Path, config: dict[str, Any]) -> None:
+def claim(workdir: epath.PathLike, config: dict[str, Any]) -> None:
     """Makes the work directory this config's own, or checks that it is.
 
-    A directory in which nothing has been trained yet goes to whoever comes.
+    A directory in which nothing has been trained yet goes to whoever comes. Of several processes
+    the first claims it, and the others check that they see the same directory.
 
     Raises:
-      UserError: it belongs to another config; the message names the first difference.
+      UserError: it belongs to another config; the message names the first difference. Or the
+        processes do not share it.
     """
+    workdir = epath.Path(workdir)
+    if jax.process_index() == 0:
+        _claim(workdir, config)
+    multihost_utils.sync_global_devices("claim")
+    if jax.process_index() > 0:
+        if not (workdir / "config.json").exists():
+            raise UserError(
+                f"process {jax.process_index()} does not see what process 0 wrote to {workdir}: "
+                "use a --workdir on storage that all processes share, such as gs:// or NFS"
+            )
+        refuse_difference(workdir, _read_config(workdir), config)
+
+
+def _claim(workdir: epath.Path, config: dict[str, Any]) -> None:
     path = workdir / "config.json"
     if path.exists() and _has_progress(workdir):
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON: restore it or use another --workdir") from error
-        refuse_difference(workdir, theirs, config)
+        refuse_difference(workdir, _read_config(workdir), config)
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / f"config.json.{jax.process_index()}.tmp"
+    temporary = workdir / "config.json.tmp"
     temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
-def refuse_difference(place: Path, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+def _read_config(workdir: epath.Path) -> dict[str, Any]:
+    path = workdir / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: restore it or use another --workdir") from error
+
+
+def refuse_difference(place: epath.PathLike, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
     """Raises a UserError that names the first key in which two configs differ, if any."""
     theirs, mine = _flatten(theirs), _flatten(json.loads(json.dumps(mine)))
     for key in sorted(mine.keys() | theirs.keys()):
@@ -291,10 +337,10 @@ def refuse_difference(place: Path, theirs: dict[str, Any], mine: dict[str, Any])
             )
 
 
-def _has_progress(workdir: Path) -> bool:
+def _has_progress(workdir: epath.Path) -> bool:
     steps = (workdir / "checkpoints").glob("[0-9]*")
     metrics = workdir / "metrics.jsonl"
-    return any(steps) or (metrics.exists() and metrics.stat().st_size > 0)
+    return any(steps) or (metrics.exists() and metrics.stat().length > 0)
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,19 +7,18 @@ are staged while the current ones are computed.
 import dataclasses
 import json
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from lmnoise.errors import UserError
+from lmnoise.training import processes
 from lmnoise.training.checkpoint import Checkpoints, refuse_difference
 from lmnoise.training.hardware import peak_flops
 from lmnoise.training.metrics import MetricsWriter
@@ -68,7 +67,7 @@ def fit(
     batches: Callable[[int], dict[str, np.ndarray]],
     config: LoopConfig,
     *,
-    workdir: Path,
+    workdir: epath.PathLike,
     evaluate: Callable[[Any], Rows],
     cost: Cost,
     config_record: dict[str, Any],
@@ -81,7 +80,8 @@ def fit(
       population: compiled steps and states.
       batches: this process's rows of batch k, for any k.
       config: lengths and intervals.
-      workdir: checkpoints, metrics and skipped batches live here. The step and the skipped
+      workdir: checkpoints, metrics and skipped batches live here, on storage that all
+        processes share. The step and the skipped
         batches are the position in the data.
       evaluate: the population's parameters to rows for the metrics, each with `member`.
       cost: for tokens/s and MFU.
@@ -92,17 +92,22 @@ def fit(
         begins (see `Population.start`); default the population's own `init`.
 
     Returns:
-      The final states, or None if SIGTERM or SIGINT stopped the run after saving it.
+      The final states, or None if SIGTERM or SIGINT, to any one of the processes, stopped the
+      run after saving it.
 
     Raises:
       UserError: the loss kept failing after `max_rollbacks` rollbacks, or the disk is full.
     """
-    with _StopSignals() as stop:
+    workdir = epath.Path(workdir)
+    with processes.StopSignals() as stop:
         run = _Run(
             population, batches, config, workdir, evaluate, cost, config_record, title, start
         )
         try:
             return run.until_done(stop)
+        except BaseException as error:
+            processes.fail(error)
+            raise
         finally:
             run.close()
 
@@ -142,7 +147,7 @@ class _Run:
         config = self.config
         pending = None
         with jax.transfer_guard("disallow"):
-            while self.step < config.steps and not stop.requested:
+            while self.step < config.steps and not stop.reached():
                 staged = self._stage(self.step) if self.staged is None else self.staged
                 started = self.step
                 self.states, metrics = self.population.steps(self.states, staged)
@@ -298,27 +303,7 @@ class _Run:
         self.clock = (time.perf_counter(), self.step)
 
 
-class _StopSignals:
-    """Notes SIGTERM and the first SIGINT instead of dying of them."""
-
-    def __enter__(self):
-        self.requested = False
-        self._previous = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-        for number in self._previous:
-            signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number, frame):
-        self.requested = True
-        # A second signal acts as it would have without us.
-        signal.signal(number, self._previous[number])
-
-    def __exit__(self, *exc):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-
-def _read_json(path: Path, default: Any) -> Any:
+def _read_json(path: epath.Path, default: Any) -> Any:
     if not path.exists():
         return default
     try:
@@ -327,7 +312,7 @@ def _read_json(path: Path, default: Any) -> Any:
         raise UserError(f"{path} is not JSON: mend it or use another --workdir") from error
 
 
-def _write_json(path: Path, value: Sequence[Any]) -> None:
+def _write_json(path: epath.Path, value: Sequence[Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value), encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)

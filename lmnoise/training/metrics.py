@@ -43,7 +43,7 @@ class MetricsWriter:
         _replace(self._folder / JSONL, "".join(json.dumps(row) + "\n" for row in kept))
         _replace(self._folder / CSV, "step,member,name,value\n")
         self._jsonl = (self._folder / JSONL).open("a", encoding="utf-8")
-        self._csv = (self._folder / CSV).open("a", encoding="utf-8", newline="")
+        self._csv = open(self._folder / CSV, "a", encoding="utf-8", newline="")
         self._boards: dict[int, _Board] = {}
         self._purge = step + 1
         for row in kept:

@@ -218,7 +218,7 @@ def test_no_memory_is_no_damage(folder, monkeypatch):
     def fail(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    monkeypatch.setattr(checkpoints._reader, "restore", fail)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
         checkpoints.restore(abstract())
     checkpoints.close()
