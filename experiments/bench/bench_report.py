@@ -1,68 +1,45 @@
 """The benchmark's numbers: rates a round, ratios of the same round, tables and CSV files."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contenders import Contender, Shape
 from protocol import Worker
 
 from lmnoise.errors import UserError
 from lmnoise.report import Table, write_csv, write_report
 
-NAMES = {
-    "product": "matrix product (XLA)",
-    "nanogpt": "nanoGPT (PyTorch)",
-    "sweep": "lmnoise",
-    "transformers": "PyTorch and transformers",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """A GPT-2 without biases, its batch, and how it is run: `steps` a turn of one run."""
-
-    layers: int
-    width: int
-    heads: int
-    length: int
-    batch: int
-    dispatch: int
-    steps: int
-    vocab_size: int = 65
-
-    @property
-    def text(self) -> str:
-        return (
-            f"L{self.layers} D{self.width} H{self.heads} S{self.length} B{self.batch} "
-            f"V{self.vocab_size}"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """What is measured: `steps` a turn, `dispatch` of them in one call of the device."""
-
-    kind: str
-    operands: str
-    members: int
-    dispatch: int
-    steps: int
-
-    @property
-    def name(self) -> str:
-        runs = "one run" if self.members == 1 else f"{self.members} members"
-        return NAMES.get(self.kind, f"lmnoise, {runs}")
-
 
 @dataclasses.dataclass
 class Result:
-    """A contender, its process, and what `Worker.run` returned for each of its turns."""
+    """A contender, its first process, and what `Worker.run` returned for each of its turns.
+
+    Attributes:
+      steps: of a turn.
+      second_start: seconds from the start of a process to the end of its first dispatch once
+        the compiled programs are on disk; None where that was not measured.
+      memory: peak of all its processes in bytes.
+    """
 
     contender: Contender
     worker: Worker
+    steps: int
+    second_start: float | None = None
+    memory: int = 0
     turns: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    def take_turn(self, worker: Worker) -> None:
+        """Runs the steps of one turn in that process."""
+        self.turns.append(worker.run(self.steps))
+        self.memory = max(self.memory, self.worker.memory, worker.memory)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it takes steps of training; a bare product does not."""
+        return self.contender.members > 0
 
     @property
     def seconds(self) -> np.ndarray:
@@ -73,147 +50,199 @@ class Result:
         """One of the measurements of each turn, (rounds,)."""
         return np.array([turn[name] for turn in self.turns])
 
-    def tokens(self, shape: Shape) -> int:
-        """Tokens a turn, of all members."""
-        contender = self.contender
-        return contender.steps * contender.members * shape.batch * shape.length
+    def rates(self, shape: Shape) -> np.ndarray:
+        """Tokens/s of all members in each turn, (rounds,)."""
+        tokens = self.steps * self.contender.members * shape.batch * shape.length
+        return tokens / self.seconds
 
-    def flops(self, shape: Shape) -> float:
-        """Model FLOPs a turn, of all members."""
-        facts = self.worker.facts
-        if "flops_per_step" in facts:
-            return self.contender.steps * facts["flops_per_step"]
-        return self.tokens(shape) * facts["flops_per_token"]
+    def flops(self, shape: Shape) -> np.ndarray:
+        """Model FLOP/s of all members in each turn, (rounds,)."""
+        if self.trains:
+            return self.rates(shape) * shape.flops_per_token
+        return self.steps * self.worker.facts["flops_per_step"] / self.seconds
 
 
 type Measured = Mapping[str, tuple[Shape, Sequence[Result]]]
+COLUMNS = (
+    "contender",
+    "operands",
+    "steps a dispatch",
+    "tokens/s",
+    "times the reference",
+    "core-ms a step",
+    "TFLOP/s",
+    "of the peak",
+    "peak",
+    "peak memory, MiB",
+    "compile, s",
+    "first step, s",
+    "first step of a second start, s",
+)
 
 
-def _is(kind: str, operands: str):
-    return lambda r: (r.contender.kind, r.contender.operands) == (kind, operands)
+def find(results: Iterable[Result], *kinds: str, operands: str = "") -> Result | None:
+    """The first of these kinds with these operands (any if empty), variants of ours aside."""
+    for kind in kinds:
+        for result in results:
+            contender = result.contender
+            if (contender.kind, contender.variant) == (kind, "") and operands in (
+                "",
+                contender.operands,
+            ):
+                return result
+    return None
+
+
+def span(values: np.ndarray, form: str = ".2f") -> str:
+    """`median (minimum to maximum)`."""
+    return f"{np.median(values):{form}} ({values.min():{form}} to {values.max():{form}})"
+
+
+def _peak(result: Result, results: Sequence[Result], shape: Shape) -> tuple[float, str]:
+    """FLOP/s that the contender's are held against, and what they are; nan if there are none."""
+    peaks = [r.worker.facts["peak_flops"] for r in results if r.worker.facts.get("peak_flops")]
+    if peaks:
+        return peaks[0], f"{peaks[0] / 1e12:.0f} TFLOP/s of the data sheet, dense bf16"
+    product = find(results, "product", operands=result.contender.operands)
+    if product is None:
+        return np.nan, "unknown"
+    rate = np.median(product.flops(shape))
+    return rate, f"{rate / 1e12:.3g} TFLOP/s, the product in {product.contender.operands}"
+
+
+def reference(results: Sequence[Result]) -> Result | None:
+    """What ratios are to: a single run of ours, in f32 if there is one."""
+    trained = [result for result in results if result.trains]
+    return find(trained, "run", operands="f32") or find(trained, "run") or next(iter(trained), None)
 
 
 def speed_table(shape: Shape, results: Sequence[Result], title: str) -> Table:
-    """Medians over the rounds, and ratios to nanoGPT in f32 of the same round."""
-    base = next(filter(_is("nanogpt", "f32"), results), None)
-    peak = next(
-        (r.worker.facts["peak_flops"] for r in results if "peak_flops" in r.worker.facts), 0
-    )
+    """One row a contender: medians over the rounds, and ratios of the same round."""
+    base, rows = reference(results), []
+    for result in results:
+        contender, worker = result.contender, result.worker
+        flops = np.median(result.flops(shape))
+        peak, which = _peak(result, results, shape)
+        speed, cost = ["", "", ""], [""] * 4
+        if result.trains:
+            rates = result.rates(shape)
+            core_ms = 1e3 * np.median(result.of("cpu")) / result.steps
+            speed = [span(rates, ",.0f"), span(rates / base.rates(shape)), f"{core_ms:.1f}"]
+            again = result.second_start
+            cost = [f"{result.memory / 2**20:,.0f}", f"{worker.compile:.1f}"]
+            cost += [f"{worker.first_step:.1f}", "" if again is None else f"{again:.1f}"]
+        share = "unknown" if np.isnan(peak) else f"{flops / peak:.1%}"
+        dispatch = contender.dispatch if result.trains else ""
+        row = [contender.name, contender.operands, dispatch, *speed, f"{flops / 1e12:.4g}"]
+        rows.append([*row, share, which, *cost])
+    caption = f"`{title}`: {shape.text}; medians over the rounds (minimum to maximum)."
+    if base is not None:
+        caption += f" The reference is {base.contender.name}, {base.contender.operands}."
+    return Table(COLUMNS, rows, caption)
+
+
+def population_table(shape: Shape, results: Sequence[Result], title: str) -> Table | None:
+    """How many times as fast a population is as its runs one after the other."""
+    rows = []
+    for result in results:
+        one = find(results, "run", operands=result.contender.operands)
+        if result.contender.kind == "population" and one is not None:
+            rates = result.rates(shape)
+            times = span(rates / one.rates(shape))
+            row = [result.contender.members, result.contender.operands, span(rates, ",.0f")]
+            rows.append([*row, span(one.rates(shape), ",.0f"), times])
+    header = ["members", "operands", "tokens/s of all", "tokens/s of one run"]
+    header.append("times the runs one after the other")
+    return Table(header, rows, f"Populations at `{title}`: {shape.text}.") if rows else None
+
+
+def levers_table(shape: Shape, results: Sequence[Result], title: str) -> Table | None:
+    """Variants of ours beside the library's own choices with the same operands."""
     rows = []
     for result in results:
         contender = result.contender
-        rate = result.flops(shape) / np.median(result.seconds)
-        cells, share = [contender.name, contender.operands], ""
-        if contender.kind == "product":
-            cells += [""] * 5
-        else:
-            product = next(filter(_is("product", contender.operands), results), None)
-            share = "" if product is None else _share(rate, product, shape)
-            aggregate = result.tokens(shape) / np.median(result.seconds)
-            for name in ("seconds", "cpu"):
-                cells.append(f"{1e3 * np.median(result.of(name)) / contender.steps:.1f}")
-            cells += [f"{aggregate:,.0f}", f"{aggregate / contender.members:,.0f}"]
-            cells.insert(2, contender.dispatch)
-        cells += [f"{rate / 1e12:.4g}", f"{rate / peak:.1%}" if peak else "unknown", share]
-        rows.append([*cells, _ratio(result, base, shape)])
-    header = [
-        "contender",
-        "operands",
-        "steps a dispatch",
-        "ms a step",
-        "core-ms a step",
-        "tokens/s",
-        "tokens/s a member",
-        "TFLOP/s",
-        "MFU",
-        "of matrix product",
-        "times nanoGPT f32 (min to max)",
-    ]
-    return Table(header, rows, f"Speed at `{title}`: {shape.text}; medians of the rounds.")
-
-
-def _share(rate: float, product: Result, shape: Shape) -> str:
-    return f"{rate / (product.flops(shape) / np.median(product.seconds)):.0%}"
-
-
-def _ratio(result: Result, base: Result | None, shape: Shape) -> str:
-    if base is None or result.contender.kind == "product":
-        return ""
-    ratios = result.tokens(shape) / result.seconds / (base.tokens(shape) / base.seconds)
-    return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
-
-
-def cost_table(shape: Shape, results: Sequence[Result], title: str) -> Table:
-    """Peak memory, compilation and the way to the first step, once a contender."""
-    rows = [
-        [
-            result.contender.name,
-            result.contender.operands,
-            f"{result.worker.memory / 2**20:,.0f}",
-            f"{result.worker.compile:.1f}",
-            f"{result.worker.first_step:.1f}",
-        ]
-        for result in results
-        if result.contender.kind != "product"
-    ]
-    header = ["contender", "operands", "peak memory, MiB", "compile, s", "to the first step, s"]
-    return Table(header, rows, f"Costs at `{title}`: {shape.text}; measured once.")
+        if contender.variant:
+            own = find(results, "run", operands=contender.operands)
+            speed = result.rates(shape) / own.rates(shape)
+            cpu = result.of("cpu") / result.steps / (own.of("cpu") / own.steps)
+            rows.append(
+                [
+                    contender.variant,
+                    contender.operands,
+                    f"{1e3 * np.median(result.seconds) / result.steps:.2f}",
+                    span(speed),
+                    span(cpu),
+                    f"{result.memory / own.memory:.2f}",
+                    f"{result.worker.compile - own.worker.compile:+.1f}",
+                ]
+            )
+    header = ["variant", "operands", "ms a step", "times its speed", "times its CPU time"]
+    header += ["times its peak memory", "compile, s more"]
+    caption = f"Levers at `{title}`: {shape.text}; beside one run with the library's own choices."
+    return Table(header, rows, caption) if rows else None
 
 
 def rounds_table(measured: Measured) -> Table:
     """One row a turn, for other statistics than these."""
-    rows = [
-        [
-            name,
-            result.contender.name,
-            result.contender.operands,
-            number,
-            result.contender.steps,
-            turn["seconds"],
-            turn["cpu"],
-            turn["others"],
-            result.tokens(shape) / turn["seconds"] if result.contender.members else "",
-            result.flops(shape) / turn["seconds"] / 1e12,
-            turn["loss"] if result.contender.members else "",
-        ]
-        for name, (shape, results) in measured.items()
-        for result in results
-        for number, turn in enumerate(result.turns)
-    ]
+    rows = []
+    for name, (shape, results) in measured.items():
+        for result in results:
+            rates = result.rates(shape) if result.trains else [""] * len(result.turns)
+            for number, turn in enumerate(result.turns):
+                row = [name, result.contender.name, result.contender.operands, number]
+                row += [result.steps, *(turn[key] for key in ("seconds", "cpu", "others"))]
+                row += [rates[number], result.flops(shape)[number] / 1e12]
+                rows.append([*row, turn["loss"] if result.trains else ""])
     header = ["shape", "contender", "operands", "round", "steps", "seconds"]
     header += ["CPU seconds", "CPU seconds of others", "tokens/s", "TFLOP/s", "last loss"]
     return Table(header, rows)
 
 
+def check_same_model(measured: Measured) -> None:
+    """Raises a UserError if contenders of one shape differ in their number of parameters."""
+    for name, (_, results) in measured.items():
+        counts = {r.worker.facts["parameters"] for r in results if r.trains}
+        if len(counts) > 1:
+            raise UserError(
+                f"at {name} the models have {' and '.join(map(str, sorted(counts)))} parameters, "
+                "so they cannot be compared: name nanoGPT's own model.py in --peer_model, an "
+                "unchanged copy in --nanodo, and no --variants of the model's size"
+            )
+
+
 def write(
-    folder: Path, measured: Measured, left_out: Sequence[str], origin: dict, config: Any
+    folder: Path, measured: Measured, extra: Sequence[Table | str], origin: dict, config: Any
 ) -> str:
     """Writes report, CSV files and provenance; returns the tables as Markdown.
 
-    Raises:
-      UserError: the peer's model has another number of parameters than ours.
+    Args:
+      folder: of the report.
+      measured: shape and results by the shape's name.
+      extra: what comes after the tables of the shapes.
+      origin, config: what `provenance` returned, and the settings.
     """
     every = [result for _, results in measured.values() for result in results]
-    for _, results in measured.values():
-        counts = {r.worker.facts["parameters"] for r in results if r.contender.members}
-        if len(counts) > 1:
-            raise UserError(
-                f"the models have {' and '.join(map(str, sorted(counts)))} parameters, so they "
-                "cannot be compared: name nanoGPT's own model.py in --peer_model"
-            )
     for result in every:
         origin["versions"] |= result.worker.facts["versions"]
     origin["idle_cpu_seconds"] = max(result.worker.idle_cpu for result in every)
     tables = []
     for name, (shape, results) in measured.items():
-        speed, cost = speed_table(shape, results, name), cost_table(shape, results, name)
-        write_csv(folder / f"{name}-speed.csv", speed)
-        write_csv(folder / f"{name}-cost.csv", cost)
-        tables += [speed, cost]
+        for suffix, make in (
+            ("speed", speed_table),
+            ("population", population_table),
+            ("levers", levers_table),
+        ):
+            table = make(shape, results, name)
+            if table is not None:
+                write_csv(folder / f"{name}-{suffix}.csv", table)
+                tables.append(table)
     write_csv(folder / "rounds.csv", rounds_table(measured))
-    blocks = [*tables, _notes(every, origin, config), *left_out]
+    noise = quiet(crowding(every, origin["machine"]["cores"]))
+    shown = [*tables, *extra, noise]
+    blocks = [*shown, _notes(every, origin, config)]
     write_report(folder, "Training speed", blocks, origin, config)
-    return "\n\n".join([*(table.markdown() for table in tables), f"report: {folder / 'report.md'}"])
+    texts = [block.markdown() if isinstance(block, Table) else block for block in shown]
+    return "\n\n".join([*texts, f"report: {folder / 'report.md'}"])
 
 
 def crowding(results: Sequence[Result], cores: int) -> float:
@@ -237,26 +266,36 @@ every operation. Core-ms, the CPU time of a contender's own process, suffers lea
 def _notes(results: Sequence[Result], origin: dict, config: dict) -> str:
     devices = ", ".join(sorted({r.worker.facts["device"] for r in results}))
     policy = config["environment"]["OMP_WAIT_POLICY"]
-    compiled = "with" if config["peer_compile"] else "without"
     return f"""## What the columns mean
 
 Device: {devices}, one of them. The contenders were processes of their own, asked in turn for
-{config["rounds"]} rounds; a turn ends when the device is done. Between turns none used more than
-{origin["idle_cpu_seconds"]:.3f} s of CPU. {quiet(crowding(results, origin["machine"]["cores"]))}
+{config["rounds"]} rounds; a turn holds as many dispatches as fit in {config["turn_seconds"]} s, at
+least one, and ends when the device is done. {_residence(config)} Between turns none used more than
+{origin["idle_cpu_seconds"]:.3f} s of CPU.
 
 - All: the same random tokens and shapes, AdamW (0.9, 0.95, decay 0.1 of every matrix, learning
   rate {config["learning_rate"]}), gradients clipped at norm 1, no biases, no dropout, tied
   embeddings. bf16 is the type of the operands (autocast in PyTorch); weights stay f32.
 - lmnoise: `Population` as in training, with staging of the batches, the drawing of noise (at rate
   0), metrics a step, and several steps a dispatch; GELU by tanh. A population's tokens/s are those
-  of all members together, and so is its ratio; ms a step is for a step of all members.
-- nanoGPT: its own model.py and `configure_optimizers`, {compiled} torch.compile; exact GELU;
+  of all members together, and so is its ratio; core-ms a step is for a step of all members.
+- nanoGPT: its own model.py and `configure_optimizers`, without and with torch.compile; exact GELU;
   OMP_WAIT_POLICY={policy} for PyTorch's threads.
-- TFLOP/s: 6 a parameter that multiplies and token, and 12 L D S a token for attention, causality
-  not deducted (arXiv 2204.02311, appendix B). MFU is of the device's dense bf16 peak, and unknown
-  where the vendor's peak is not on record.
-- Matrix product: square products by XLA in the same rounds, of operands of that type: a rate
-  that was achieved here, not the peak.
+- nanodo: its own model, loss, optimizer and `Trainer` from train.py, with its metrics of gradients,
+  parameters and updates at every step and without its statistics by layer; what its reading of
+  corpora and its logging import is not loaded.
+- TFLOP/s: for all 6 a parameter that multiplies and token, and 12 L D S a token for attention,
+  causality not deducted (arXiv 2204.02311, appendix B). The column `peak` says what they are a
+  share of: the data sheet's dense bf16 rate, or, where none is on record as on a CPU, square
+  products by XLA of operands of that type in the same rounds: a rate that was achieved here.
 - Peak memory: the device's, or on a CPU the resident high-water mark of the process, compilation
-  included. Compile: the first dispatch less a warm one. To the first step: from the start of the
-  process to the end of its first dispatch."""
+  included. Compile: the first two dispatches less two warm ones. First step: from the start of the
+  process to the end of its first dispatch. Second start: the same with the compilation caches on
+  disk that the first start left (JAX's persistent cache; for torch.compile inductor's); empty
+  where the contender keeps none."""
+
+
+def _residence(config: dict) -> str:
+    alone = ", ".join(config["alone"]) or "none"
+    return f"""Processes of a shape stayed alive side by side, but for those that ended with their
+turn and started anew for the next one (shapes: {alone})."""

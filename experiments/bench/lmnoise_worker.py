@@ -4,64 +4,78 @@ Started by train.py and perturb.py with their own interpreter.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import resident_peak, serve
+from contenders import Shape
+from protocol import Missing, resident_peak, serve
 
 from lmnoise.data.corruption import Corruption
+from lmnoise.errors import UserError
 from lmnoise.evaluation import variants
 from lmnoise.evaluation.language import Source
 from lmnoise.evaluation.perturb import Perturbation, sensitivity
 from lmnoise.models.pretrained import read_folder
-from lmnoise.models.transformer import LanguageModel, gpt2
+from lmnoise.models.transformer import LanguageModel
 from lmnoise.training.hardware import peak_flops
 from lmnoise.training.mesh import make_mesh, parameter_shardings
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.population import Population, mean, member_arrays
+
+_OPTIMIZER = dict(
+    steps=1_000_000,
+    schedule="constant",
+    warmup_fraction=0.0,
+    # nanoGPT decays every matrix, the positions too.
+    decay_table=((r"(.*/)?(bias|scale)", False), (r".*", True)),
+)
+
+
+def first_steps(advance):
+    """Decorates `advance`: what the compiler or the device refuses at first is `Missing`."""
+
+    @functools.wraps(advance)
+    def checked(self, steps):
+        if self.step:
+            return advance(self, steps)
+        try:
+            return advance(self, steps)
+        except jax.errors.JaxRuntimeError as error:
+            raise Missing(f"it does not run here ({str(error).splitlines()[0]})") from error
+
+    return checked
 
 
 class Training:
     """Dispatches as `lmnoise.training.loop` does: staged ahead, metrics read one late."""
 
     def __init__(self, spec):
-        shape, self.members = spec["shape"], spec["members"]
-        model = LanguageModel(
-            gpt2(
-                vocab_size=shape["vocab_size"],
-                context=shape["length"],
-                layers=shape["layers"],
-                width=shape["width"],
-                heads=shape["heads"],
-                bias=False,
-                dtype=spec["dtype"],
-            )
-        )
+        shape, self.members = Shape(**spec["shape"]), spec["members"]
+        try:
+            model = LanguageModel(shape.model(**{"dtype": spec["dtype"]} | spec["model"]))
+            optimizer = OptimizerConfig(**_OPTIMIZER | spec["optimizer"])
+        except (ValueError, TypeError, UserError) as error:
+            if not (spec["model"] or spec["optimizer"]):
+                raise
+            raise Missing(str(error)) from error
         self.population = Population(
             init=model.init,
             loss=model.loss,
-            transform=Corruption(shape["vocab_size"], kinds=("uniform",)),
-            optimizer=OptimizerConfig(
-                steps=1_000_000,
-                schedule="constant",
-                warmup_fraction=0.0,
-                # nanoGPT decays every matrix, the positions too.
-                decay_table=((r"(.*/)?(bias|scale)", False), (r".*", True)),
-            ),
+            transform=Corruption(shape.vocab_size, kinds=("uniform",)),
+            optimizer=optimizer,
             members=member_arrays([_member(m, spec) for m in range(self.members)]),
             mesh=make_mesh(devices=jax.devices()[:1]),
         )
         self.states = self.population.init()
         self.dispatch, self.step = spec["dispatch"], 0
         tokens_T = np.fromfile(spec["tokens"], np.int32)
-        self.tokens_PBT = tokens_T.reshape(-1, shape["batch"], shape["length"] + 1)
-        self.facts = _facts() | {
-            "parameters": model.parameter_count,
-            "flops_per_token": model.flops_per_token(shape["length"]),
-        }
+        self.tokens_PBT = tokens_T.reshape(-1, shape.batch, shape.length + 1)
+        self.facts = device_facts() | {"parameters": model.parameter_count, "versions": {}}
 
+    @first_steps
     def advance(self, steps):
         pending, staged = None, self._stage()
         with jax.transfer_guard("disallow"):
@@ -84,7 +98,7 @@ class Training:
         return self.population.stage(batches)
 
     def memory(self):
-        return _memory()
+        return device_memory()
 
 
 class Sweep:
@@ -115,7 +129,11 @@ class Sweep:
     def facts(self):
         """Asked for once the program is compiled, whose cost is measured apart."""
         unperturbed = float(self._losses([0.0], [0])[0])
-        return _facts() | {"parameters": self.parameters, "unperturbed": unperturbed}
+        return device_facts() | {
+            "parameters": self.parameters,
+            "versions": {},
+            "unperturbed": unperturbed,
+        }
 
     def advance(self, steps):
         seeds, strengths = np.divmod(np.arange(self.step, self.step + steps), len(self.strengths))
@@ -129,7 +147,7 @@ class Sweep:
         return sums.losses_MD.sum(1) / self.tokens
 
     def memory(self):
-        return _memory()
+        return device_memory()
 
 
 class Matmul:
@@ -138,7 +156,7 @@ class Matmul:
     def __init__(self, spec):
         size = 1024 if jax.default_backend() == "cpu" else 8192
         self.x = jnp.full((size, size), 1 / size, spec["dtype"])
-        self.facts = _facts() | {"flops_per_step": 2 * size**3}
+        self.facts = device_facts() | {"flops_per_step": 2 * size**3, "versions": {}}
 
         def products(x, count):
             def multiply(_, y):
@@ -152,7 +170,7 @@ class Matmul:
         return float(self.products(self.x, steps)[0, 0])
 
     def memory(self):
-        return _memory()
+        return device_memory()
 
 
 def _member(member, spec):
@@ -166,23 +184,25 @@ def _member(member, spec):
     }
 
 
-def _facts():
+def device_facts():
+    """The device and its data-sheet peak, for `facts`."""
     peak = peak_flops()
     return {
         "device": jax.devices()[0].device_kind,
         "peak_flops": peak and peak / jax.device_count(),
-        "versions": {},
     }
 
 
-def _memory():
+def device_memory():
+    """Peak in bytes."""
     if jax.default_backend() == "cpu":
         return resident_peak()
     return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
 def build(spec):
-    return {"product": Matmul, "sweep": Sweep, "lmnoise": Training}[spec["kind"]](spec)
+    kinds = {"product": Matmul, "sweep": Sweep, "run": Training, "population": Training}
+    return kinds[spec["kind"]](spec)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import platform
 import sys
 from pathlib import Path
 
-from protocol import Missing, Refused, resident_peak, serve
+from protocol import Missing, Refused, fingerprint, resident_peak, serve
 
 try:
     import torch
@@ -31,25 +31,40 @@ class NanoGPT:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         # As nanoGPT's train.py does; XLA multiplies float32 in the same way on these devices.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        model = _model(Path(spec["model"]), shape).to(self.device)
+        source = Path(spec["source"])
+        model = _model(source, shape).to(self.device)
         betas = (0.9, 0.95)
         self.optimizer = model.configure_optimizers(0.1, spec["learning_rate"], betas, self.device)
         self.parameters = list(model.parameters())
-        self.model = torch.compile(model) if spec["compile"] else model
+        self.compiled = spec["kind"] == "nanogpt-compile"
+        self.model = torch.compile(model) if self.compiled else model
         self.bf16 = spec["dtype"] == "bfloat16"
         raw = torch.frombuffer(bytearray(Path(spec["tokens"]).read_bytes()), dtype=torch.int32)
         self.tokens_PBT = raw.view(-1, shape["batch"], shape["length"] + 1)
         self.step = 0
-        count = sum(p.numel() for p in self.parameters)
         self.facts = {
-            "parameters": count,
-            "flops_per_token": 6 * (count - shape["length"] * shape["width"])
-            + 12 * shape["layers"] * shape["width"] * shape["length"],
+            "parameters": sum(p.numel() for p in self.parameters),
             "device": torch.cuda.get_device_name() if self.device == "cuda" else "cpu",
-            "versions": {"peer python": platform.python_version(), "peer torch": torch.__version__},
+            "versions": {
+                "peer python": platform.python_version(),
+                "peer torch": torch.__version__,
+                "nanoGPT model.py": fingerprint(source),
+            },
         }
 
     def advance(self, steps):
+        try:
+            return self._steps(steps)
+        except torch.cuda.OutOfMemoryError as error:
+            raise Missing("it does not fit in the device's memory") from error
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if self.step or not self.compiled:
+                raise
+            # Most often there is no C++ compiler, which the first paragraph says.
+            reason = " ".join(str(error).split("\n\n")[0].split())[:200]
+            raise Missing(f"torch.compile fails here ({reason})") from error
+
+    def _steps(self, steps):
         for _ in range(steps):
             x_BS, y_BS = self._batch()
             with self._precision():

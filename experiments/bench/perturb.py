@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import turns
 from absl import flags
-from bench_report import NAMES, Contender, Result, crowding, quiet
+from bench_report import Result, crowding, quiet, span
+from contenders import NAMES, Contender
 
 from lmnoise import cli
 from lmnoise import config as configs
@@ -83,14 +84,14 @@ def speed_table(results: Sequence[Result], tokens: int) -> Table:
         seconds = np.median(result.seconds) / count
         ratios = ["", ""]
         if base is not None:
-            ratios = [_span(base.of(name) / result.of(name)) for name in ("seconds", "cpu")]
+            ratios = [span(base.of(name) / result.of(name)) for name in ("seconds", "cpu")]
         rows.append(
             [
                 result.contender.name,
                 f"{1 / seconds:.3f}",
                 f"{tokens / seconds:,.0f}",
                 f"{np.median(result.of('cpu')) / count:.2f}",
-                f"{worker.memory / 2**20:,.0f}",
+                f"{result.memory / 2**20:,.0f}",
                 f"{worker.compile:.1f}",
                 f"{worker.first_step:.1f}",
                 *ratios,
@@ -102,10 +103,6 @@ def speed_table(results: Sequence[Result], tokens: int) -> Table:
     return Table(
         header, rows, "Medians over the rounds; ratios are of the same round (min to max)."
     )
-
-
-def _span(ratios: np.ndarray) -> str:
-    return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
 
 
 def rounds_table(results: Sequence[Result]) -> Table:
@@ -141,8 +138,8 @@ strengths {", ".join(map(str, config["strengths"]))} times the root mean square 
 - PyTorch and transformers: scaled_dot_product_attention, inference mode, all cores, a kept copy
   of the weights; OMP_WAIT_POLICY={turns.ENVIRONMENT["OMP_WAIT_POLICY"]} for its threads.
 - Peak memory: the device's, or on a CPU the resident high-water mark of the process, loading and
-  compilation included. Compile: the first evaluation less a warm one. To the first evaluation:
-  from the start of the process, loading included."""
+  compilation included. Compile: the first two evaluations less two warm ones. To the first
+  evaluation: from the start of the process, loading included."""
 
 
 def define_flags() -> None:
