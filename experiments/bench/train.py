@@ -60,7 +60,7 @@ def entry(
     """How the process of a contender starts; `folder` holds the tokens, and takes its cache."""
     kind = contender.kind
     variants = parse_variants(values.variants)
-    settings = variants[contender.variant] if contender.variant else {}
+    changes = variants[contender.variant] if contender.variant else {}
     specification = {
         "kind": kind,
         "shape": dataclasses.asdict(shape),
@@ -70,8 +70,8 @@ def entry(
         "learning_rate": LEARNING_RATE,
         "tokens": str(folder / "tokens"),
         "source": values.nanodo if kind == "nanodo" else values.peer_model,
-        "model": settings.get("model", {}),
-        "optimizer": settings.get("optimizer", {}),
+        "model": changes.get("model", {}),
+        "optimizer": changes.get("optimizer", {}),
     }
     cache = None
     # Neither a product nor uncompiled PyTorch has anything to keep.
@@ -212,7 +212,11 @@ def main() -> None:
         left_out += [f"At {name}: {sentence}" for sentence in missing]
     bench_report.check_same_model(measured)
     if not values.contenders:
-        left_out += [f"{kind} was not measured: name {flag}." for kind, flag in without.items()]
+        left_out += [
+            f"{kind} was not measured: name {flag}."
+            for kind, flag in without.items()
+            if any(kind in shape.kinds for shape in shapes.values())
+        ]
     # Only now, because it takes hold of the devices.
     config = settings(values, shapes)
     origin = provenance(config, [SEED])
