@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from lmnoise import config as configs
 from lmnoise import tree
+from lmnoise.assemble import model_config
 from lmnoise.data.fetch import Package, fetch, unpacked
 from lmnoise.data.files import atomic_folder, locked, sha256_file, slug
 from lmnoise.data.gguf_tokenizer import gguf_tokenizer
@@ -34,7 +35,6 @@ from lmnoise.models.architectures import HOW
 from lmnoise.models.gguf_file import open_gguf, read_gguf
 from lmnoise.models.pretrained import check_finite, read_folder
 from lmnoise.models.transformer import LanguageModel, Spec, TransformerConfig
-from lmnoise.train import model_config
 from lmnoise.training.checkpoint import kept_steps, read_member
 
 

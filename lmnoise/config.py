@@ -79,8 +79,37 @@ _DEFAULTS = dict(
         members_at_once=0,  # 0: what suits the backend
     ),
     spikes=dict(threshold=0.0, window=100, skip=2, max_rollbacks=3),
-    mesh=dict(member=1, data=0, model=1),
+    mesh=dict(member=0, data=0, fsdp=0, model=0),  # 0: what suits the devices and the run
 )
+
+
+# The least value of the keys that count something.
+_LEAST = {
+    "data.length": 1,
+    "data.evaluate_windows": 0,
+    "model.layers": 1,
+    "model.width": 1,
+    "model.heads": 1,
+    "model.kv_heads": 0,
+    "model.mlp_width": 0,
+    "model.vocab_size": 0,
+    "model.logits_chunk": 1,
+    "noise.gaussian_std": 0,
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.accumulate": 1,
+    "train.log_every": 0,
+    "train.evaluate_every": 0,
+    "train.checkpoint_every": 0,
+    "train.keep": 1,
+    "train.keep_every": 0,
+    "train.steps_per_dispatch": 1,
+    "train.members_at_once": 0,
+    "spikes.threshold": 0,
+    "spikes.window": 1,
+    "spikes.skip": 1,
+    "spikes.max_rollbacks": 0,
+}
 
 
 def default_config() -> ConfigDict:
@@ -90,6 +119,14 @@ def default_config() -> ConfigDict:
     config is locked: a key that is not there cannot be set by mistake.
     """
     return ConfigDict(_DEFAULTS).lock()
+
+
+def check_least(config: ConfigDict) -> None:
+    """Raises a UserError for a key of a run that counts something and is below its least value."""
+    for key, least in _LEAST.items():
+        section, name = key.split(".")
+        if config[section][name] < least:
+            raise UserError(f"config.{key} is {config[section][name]}: it must be at least {least}")
 
 
 def preset(name: str | None, presets: dict[str, Callable[[], ConfigDict]]) -> ConfigDict:

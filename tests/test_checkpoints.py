@@ -20,6 +20,7 @@ from tokenizers import processors
 
 from lmnoise import checkpoints, tree
 from lmnoise import config as configs
+from lmnoise.assemble import model_config
 from lmnoise.checkpoints import check_vocabulary, expand, fingerprint, open_checkpoint
 from lmnoise.data import fetch
 from lmnoise.data.fetch import Package
@@ -28,7 +29,6 @@ from lmnoise.errors import UserError
 from lmnoise.models.gguf_file import write_gguf
 from lmnoise.models.pretrained import write_folder
 from lmnoise.models.transformer import LanguageModel, llama, stack_layers
-from lmnoise.train import model_config
 from lmnoise.training.checkpoint import Checkpoints
 from lmnoise.training.step import TrainState
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {
     "lmnoise": 0,
+    "lmnoise.axes": 0,
     "lmnoise.errors": 0,
     "lmnoise.keys": 0,
     "lmnoise.tree": 0,
@@ -27,11 +28,12 @@ FLOORS = {
     "lmnoise.report": 3,
     "lmnoise.config": 3,  # read at the top: the lower floors take typed arguments
     "lmnoise.points": 3,
-    "lmnoise.train": 4,
-    "lmnoise.checkpoints": 5,  # a run of ours is opened by the builder of lmnoise.train
-    "lmnoise.analyze": 6,
-    "lmnoise.convert": 6,
-    "experiments": 7,
+    "lmnoise.assemble": 4,
+    "lmnoise.train": 5,
+    "lmnoise.checkpoints": 6,  # a run of ours is opened with the parts of lmnoise.assemble
+    "lmnoise.analyze": 7,
+    "lmnoise.convert": 7,
+    "experiments": 8,
 }
 # These write reports; nothing else imports lmnoise.report.
 REPORTING = ("experiments", "lmnoise.analyze")

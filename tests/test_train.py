@@ -351,7 +351,7 @@ def test_values_of_overrides(server, data, tmp_path):
         (["--config.members.kind=('stream',)"], ["config.noise.source"]),
         (["--config.noise.budget=both"], ["config.noise", "budget"]),
         (["--config.mesh.member=2"], ["config.mesh", "product is 1"]),
-        (["--config.mesh.member=0"], ["config.mesh.member is 0"]),
+        (["--config.mesh.member=-1"], ["config.mesh.member is -1"]),
         (["--config=configs/lm.py:desktop"], ["desktop", "laptop"]),
         (["--config=configs/no.py:laptop"], ["configs/no.py"]),
         (["--no_such_flag=1"], ["no_such_flag"]),

@@ -116,6 +116,13 @@ def load_tokenizer(spec: str, data_dir: Path | str) -> Tokenizer:
     return _load_file(name, folder / "tokenizer.json")
 
 
+def vocab_size_of(spec: str, data_dir: Path | str) -> int:
+    """The size of a tokenizer's vocabulary; that of one still to be trained as it was ordered."""
+    if spec.startswith("bpe:"):
+        return _parse_bpe(spec)[0]
+    return load_tokenizer(spec, data_dir).vocab_size
+
+
 def tokenizer_files(model: tokenizers.Tokenizer, eos: str | None) -> dict[str, str]:
     """The files by which `load_tokenizer` and Hugging Face's libraries know a tokenizer.
 

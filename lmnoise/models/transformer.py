@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lmnoise import keys, tree
+from lmnoise import axes, keys, tree
 from lmnoise.models import attention
 from lmnoise.models.cross_entropy import cross_entropy
 from lmnoise.models.layers import Block, Linear, Norm, Spec, param, product, stack
@@ -65,7 +65,7 @@ class TransformerConfig:
       dtype: of the operands of the large products (accumulated in float32); weights, softmax,
         norms and losses stay float32.
       layers_as: "unrolled" (faster on CPU), "scan" (compiles in constant time) or "auto".
-      logits_chunk: number of tokens whose logits are held at once.
+      logits_chunk: number of tokens whose logits a device holds at once.
     """
 
     vocab_size: int
@@ -182,12 +182,12 @@ class Transformer(nnx.Module):
         length = tokens_BS.shape[1]
         if length > self.config.context:
             raise ValueError(f"{length} positions exceed the context of {self.config.context}")
-        x_BSD = self.tokens[...][tokens_BS]
+        x_BSD = axes.keep(self.tokens[...], "model")[tokens_BS]
         if self.config.scaled_embeddings:
             x_BSD = x_BSD * self.config.width**0.5
         if self.positions is not None:
             x_BSD = x_BSD + self.positions[...][None, :length]
-        x_ND = x_BSD.reshape(-1, self.config.width)
+        x_ND = axes.keep(x_BSD.reshape(-1, self.config.width), axes.ROWS)
         observed = []
         local_L = np.arange(1, self.config.layers + 1) % self.config.global_every != 0
         for i, block in enumerate([self.blocks] if self.config.scanned else self.blocks):
@@ -201,7 +201,8 @@ class Transformer(nnx.Module):
                     if function is not None:
                         points[name] = function(name, value)
 
-                return nnx.merge(graphdef, layer)(x_ND, length, local, observe), points
+                x_ND = nnx.merge(graphdef, layer)(x_ND, length, local, observe)
+                return axes.keep(x_ND, axes.ROWS), points
 
             if self.config.remat and function is None:
                 apply = jax.checkpoint(apply)
@@ -289,7 +290,10 @@ class LanguageModel:
         module, tokens_BT = self._bind(params), batch["tokens"]
         x_ND, _ = module(tokens_BT[:, :-1])
         losses_N = cross_entropy(
-            module.unembed, x_ND, tokens_BT[:, 1:].reshape(-1), self.config.logits_chunk
+            module.unembed,
+            x_ND,
+            tokens_BT[:, 1:].reshape(-1),
+            self.config.logits_chunk * axes.shards(*axes.ROWS),
         )
         return losses_N.reshape(tokens_BT.shape[0], -1)
 

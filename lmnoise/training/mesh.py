@@ -1,91 +1,200 @@
-"""Devices: one mesh with the axes member, data and model, and where each array lives on it."""
+"""Devices: one mesh with the axes member, data, fsdp and model, and where each array lives."""
 
-import os
-from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmnoise import tree
+from lmnoise.axes import AXES, ROWS
 from lmnoise.errors import UserError
+from lmnoise.training.hardware import device_bytes
 
-AXES = ("member", "data", "model")
-
-# Tensor parallelism by path; a spec is right-aligned, so it serves a leaf with or without the
-# leading axes of members and stacked layers. Optimizer moments end in the same names.
+# Parameters over `fsdp` (gathered for their use) and `model` (tensor parallelism) by path; a spec
+# is right-aligned, so it serves a leaf with or without the leading axes of members and stacked
+# layers. Optimizer moments, starts and frozen entries end in the same names. Vectors as long as
+# the width or a head are replicated: they are small, and used whole on every device.
 TRANSFORMER_SHARDING: tree.Table = (
-    (r".*/(query|key|value|up|gate)/kernel", PartitionSpec(None, "model")),
+    (r".*/(query|key|value|up|gate)/kernel", PartitionSpec("fsdp", "model")),
     (r".*/(query|key|value|up|gate)/bias", PartitionSpec("model")),
-    (r".*/(output|down)/kernel", PartitionSpec("model", None)),
-    (r"(.*/)?tokens", PartitionSpec("model", None)),
-    (r"(.*/)?head/kernel", PartitionSpec(None, "model")),
+    (r".*/(output|down)/kernel", PartitionSpec("model", "fsdp")),
+    (r"(.*/)?tokens", PartitionSpec("model", "fsdp")),
+    (r"(.*/)?positions", PartitionSpec(None, "fsdp")),
+    (r"(.*/)?head/kernel", PartitionSpec("fsdp", "model")),
     (r".*", PartitionSpec()),
 )
 
 
-def join_processes() -> None:
-    """Joins the processes of one run if the environment names a coordinator.
-
-    Reads JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID, and does
-    nothing without the first. Call it before anything that starts JAX's devices.
-
-    Raises:
-      UserError: one of the other two is missing or no number.
-    """
-    if "JAX_COORDINATOR_ADDRESS" not in os.environ:
-        return
-    numbers = {}
-    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-        try:
-            numbers[name] = int(os.environ[name])
-        except (KeyError, ValueError):
-            raise UserError(
-                f"JAX_COORDINATOR_ADDRESS is set, so {name} must be a number: set it, or unset "
-                "JAX_COORDINATOR_ADDRESS to run one process"
-            ) from None
-    jax.distributed.initialize(
-        num_processes=numbers["JAX_NUM_PROCESSES"], process_id=numbers["JAX_PROCESS_ID"]
-    )
-
-
 def make_mesh(
-    member: int = 1, data: int = 0, model: int = 1, devices: Sequence[jax.Device] | None = None
+    member: int = 1,
+    data: int = 0,
+    fsdp: int = 1,
+    model: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    needs: "Needs | None" = None,
 ) -> Mesh:
-    """A mesh over the devices (default: all); `data` 0 takes what the other two axes leave.
+    """A mesh over the devices (default: all).
 
-    The axes are `Auto`: the compiler propagates shardings from the arguments.
+    With the needs of a run sizes of 0 are chosen for it, see `choose_sizes`; without, only
+    `data` may be 0 and takes what the other axes leave.
+
+    The devices of a host follow each other, so that it holds rows that do (see `part_of_batch`).
+    The order of `jax.make_mesh` scatters them on a 2D torus of TPUs, and most sizes do not exist
+    for it on a 3D one. The axes are `Auto`: the compiler propagates shardings from the arguments.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    for name, size, least in (("member", member, 1), ("data", data, 0), ("model", model, 1)):
-        if size < least:
-            raise UserError(f"config.mesh.{name} is {size}: it must be at least {least}")
-    data = data or max(1, count // (member * model))
-    if member * data * model != count:
-        raise UserError(
-            f"config.mesh asks for member {member} x data {data} x model {model} devices but "
-            f"there are {count}: set the three sizes so that their product is {count}"
+    sizes = dict(zip(AXES, (member, data, fsdp, model), strict=True))
+    if needs is not None:
+        sizes = choose_sizes(
+            sizes,
+            needs,
+            devices=len(devices),
+            device_bytes=device_bytes(devices[0]),
+            hosts=len({device.process_index for device in devices}),
         )
-    return jax.make_mesh(
-        (member, data, model), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    for name, size in sizes.items():
+        if size < (least := 0 if name == "data" else 1):
+            raise UserError(f"config.mesh.{name} is {size}: it must be at least {least}")
+    sizes["data"] = sizes["data"] or max(1, len(devices) // (member * fsdp * model))
+    _refuse_other_product(sizes, len(devices))
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(
+        np.array(ordered).reshape(tuple(sizes.values())),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
     )
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of devices that need not exist."""
+    return AbstractMesh(
+        tuple(sizes[name] for name in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def _refuse_other_product(sizes: Mapping[str, int], count: int) -> None:
+    """Raises a UserError unless the sizes multiply to the number of devices."""
+    if math.prod(sizes.values()) != count:
+        asked = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise UserError(
+            f"config.mesh asks for {asked} devices but there are {count}: set the sizes so that "
+            f"their product is {count}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a run asks of a mesh.
+
+    Attributes:
+      members: of the population.
+      rows: of a micro-batch.
+      heads: a number that `model` must divide, so that each device has whole heads.
+      bytes: memory that a device needs on a mesh of given sizes.
+    """
+
+    members: int
+    rows: int
+    heads: int = 1
+    bytes: Callable[[Mapping[str, int]], float] = lambda sizes: 0
+
+
+# The share of a device's memory that may be planned for: the allocator cannot use every gap.
+USABLE = 0.9
+
+
+def choose_sizes(
+    given: Mapping[str, int],
+    needs: Needs,
+    *,
+    devices: int,
+    device_bytes: float | None = None,
+    hosts: int = 1,
+) -> dict[str, int]:
+    """Sizes of the mesh's axes: those given, and in place of zeros the best for the run.
+
+    Of all meshes that use every device and divide members, rows and heads: the largest `member`,
+    which needs no communication; then the smallest `model`, which needs the most, so 1 unless
+    there are more devices than rows; then the smallest `fsdp` with which the run fits in memory
+    (the largest if it never does, 1 if the memory is not known); the rest is `data`. Each host
+    must hold rows of a batch that follow each other.
+
+    Args:
+      given: size by axis, 0 for one to choose.
+      needs: what the run asks for.
+      devices: of all hosts, equally many each.
+      device_bytes: memory of one device.
+
+    Raises:
+      UserError: no mesh of this many devices suits.
+    """
+    for name in AXES:
+        if given[name] < 0:
+            raise UserError(f"config.mesh.{name} is {given[name]}: it must be at least 0")
+
+    limits = {"member": needs.members, "data": needs.rows, "fsdp": needs.rows, "model": needs.heads}
+    fixed = math.prod(size or 1 for size in given.values())
+    if devices % fixed or (fixed != devices and 0 not in given.values()):
+        _refuse_other_product({n: given[n] or 1 for n in AXES}, devices)
+    choices = [
+        [given[name]] if given[name] else [d for d in _divisors(devices) if limits[name] % d == 0]
+        for name in AXES
+    ]
+    found = [
+        sizes
+        for sizes in (dict(zip(AXES, c, strict=True)) for c in itertools.product(*choices))
+        if math.prod(sizes.values()) == devices
+        and (needs.rows % (sizes["data"] * sizes["fsdp"]) == 0 or (given["data"] and given["fsdp"]))
+        and _follow(sizes, devices // hosts)
+    ]
+    if not found:
+        raise UserError(
+            f"no mesh of {devices} devices divides {needs.members} members, {needs.rows} rows "
+            f"(config.train.batch_size / accumulate) and {needs.heads} heads: change "
+            f"config.train.batch_size to a multiple of {devices}, use fewer devices, or give "
+            "config.mesh sizes"
+        )
+
+    def rank(sizes):
+        fits = device_bytes is None or needs.bytes(sizes) <= USABLE * device_bytes
+        fsdp = sizes["fsdp"] if fits else -sizes["fsdp"]
+        return (not fits, -sizes["member"], sizes["model"], fsdp)
+
+    return min(found, key=rank)
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _follow(sizes: Mapping[str, int], local: int) -> bool:
+    """Whether hosts of `local` devices each hold rows of a batch that follow each other."""
+    if local % sizes["model"]:
+        return sizes["model"] % local == 0
+    rows, own = sizes["data"] * sizes["fsdp"], local // sizes["model"]
+    return rows % own == 0 or own % rows == 0
 
 
 def check_divisible(mesh: Mesh, *, members: int, batch_size: int) -> None:
     """Raises a UserError unless members and batch divide evenly over the mesh."""
-    for axis, size, key in (
-        ("member", members, "the number of members"),
-        ("data", batch_size, "config.train.batch_size"),
+    for axes, size, key in (
+        (("member",), members, "the number of members"),
+        (ROWS, batch_size, "config.train.batch_size"),
     ):
-        if size % mesh.shape[axis]:
+        count = math.prod(mesh.shape[axis] for axis in axes)
+        if size % count:
+            names = " and ".join(f"config.mesh.{axis}" for axis in axes)
             raise UserError(
-                f"{key} is {size}, which {mesh.shape[axis]} devices on the mesh axis {axis!r} do "
-                f"not divide: change it or config.mesh.{axis}"
+                f"{key} is {size}, which the {count} devices of {names} do not divide: change it "
+                "or them"
             )
 
 
@@ -127,7 +236,7 @@ def part_of_batch(mesh: Mesh, batch_size: int) -> tuple[int, int]:
     Raises:
       UserError: its devices hold rows that do not follow each other.
     """
-    where = NamedSharding(mesh, PartitionSpec("data"))
+    where = NamedSharding(mesh, PartitionSpec(ROWS))
     slices = where.addressable_devices_indices_map((batch_size,)).values()
     ranges = {rows.indices(batch_size)[:2] for (rows,) in slices}
     first, end = min(a for a, _ in ranges), max(b for _, b in ranges)
@@ -142,20 +251,21 @@ def part_of_batch(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 def put_part(mesh: Mesh, leaf: np.ndarray, *, batch_axis: int | None) -> jax.Array:
     """Places a batch of which each process has its part (see `part_of_batch`).
 
-    `batch_axis` goes over `data`; without one the leaf is the same everywhere.
+    `batch_axis` goes over `data` and `fsdp`; without one the leaf is the same everywhere.
     """
     # With several processes JAX does not count this transfer among the explicit ones.
     with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(_over_data(mesh, batch_axis), leaf)
+        return jax.make_array_from_process_local_data(batch_sharding(mesh, batch_axis), leaf)
 
 
 def put_whole(mesh: Mesh, leaf: np.ndarray, *, batch_axis: int) -> jax.Array:
-    """Places a batch that every process has as a whole; `batch_axis` goes over `data`."""
-    where = _over_data(mesh, batch_axis)
+    """Places a batch that every process has as a whole; `batch_axis` goes over its rows' axes."""
+    where = batch_sharding(mesh, batch_axis)
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_process_local_data(where, leaf, leaf.shape)
 
 
-def _over_data(mesh: Mesh, batch_axis: int | None) -> NamedSharding:
-    axes = () if batch_axis is None else (None,) * batch_axis + ("data",)
+def batch_sharding(mesh: Mesh, batch_axis: int | None) -> NamedSharding:
+    """Axis `batch_axis` over the axes of rows; the same everywhere without one."""
+    axes = () if batch_axis is None else (None,) * batch_axis + (ROWS,)
     return NamedSharding(mesh, PartitionSpec(*axes))

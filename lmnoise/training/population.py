@@ -105,13 +105,33 @@ def _at_once(group: int, operands: Any) -> int | None:
 
 
 def _over_shards(run: Callable[..., Any], mesh: Mesh, *operands: Any) -> Any:
-    """Runs each device's part of the members, spread over the mesh axis `member`."""
+    """Runs each device's part of the members, spread over the mesh axis `member`.
+
+    What runs may place arrays by the names of the other axes, see `lmnoise.axes`.
+    """
     count, shards = _count(operands), mesh.shape["member"]
-    if shards == 1:
-        return run(*operands)
-    split = jax.tree.map(lambda a: a.reshape(shards, count // shards, *a.shape[1:]), operands)
-    mapped = jax.vmap(run, spmd_axis_name="member")(*split)
-    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), mapped)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        if shards == 1:
+            return run(*operands)
+        split = jax.tree.map(lambda a: a.reshape(shards, count // shards, *a.shape[1:]), operands)
+        mapped = jax.vmap(run, spmd_axis_name="member")(*split)
+        return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), mapped)
+
+
+def _batch_axis(leaf: Any) -> int | None:
+    """The rows of a staged batch (K, R, B, S+1); its `index` (K,) has none."""
+    return 2 if leaf.ndim > 2 else None
+
+
+def _place(leaves: Any, shardings: Any) -> Any:
+    """Arrays on the devices; shapes stay shapes, with the sharding in them."""
+
+    def place(leaf, where):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        return jax.device_put(leaf, where)
+
+    return jax.tree.map(place, leaves, shardings)
 
 
 class Population:
@@ -122,9 +142,11 @@ class Population:
       loss: `loss(params, batch, key) -> loss_BS`.
       transform: `transform(batch, member) -> batch`, see `make_train_step`.
       optimizer: schedule and AdamW.
-      members: hyper-parameters (M,), at least `seed`, `stream`, `learning_rate`, `weight_decay`;
-        optionally `frozen`, bool arrays (M, ...) like the parameters, True where an entry must
-        keep its bits (all False for a member of which nothing is frozen), sharded as they are.
+      members: hyper-parameters (M,), or their shapes for a population that is only planned or
+        compiled, on devices that need not exist; at least `seed`, `stream`, `learning_rate` and
+        `weight_decay`; optionally `frozen`, bool arrays (M, ...) like the parameters, True where
+        an entry must keep its bits (all False for a member of which nothing is frozen), sharded
+        as they are.
       mesh, sharding: devices, and the table of path patterns that places parameters.
       accumulate: micro-batches a step.
       group: see `map_members`.
@@ -144,7 +166,7 @@ class Population:
         group: int = 0,
     ):
         self.mesh, self.group = mesh, group
-        self.members = jax.device_put(members, meshes.state_shardings(mesh, members, sharding))
+        self.members = _place(members, meshes.state_shardings(mesh, members, sharding))
         self.count = _count(members)
         train_step = make_train_step(loss, transform, optimizer, accumulate)
 
@@ -161,9 +183,8 @@ class Population:
 
             return update_members(of_member, mesh, group, states, members)
 
-        self.shardings = meshes.state_shardings(
-            mesh, jax.eval_shape(init_all, self.members), sharding
-        )
+        self._shapes = jax.eval_shape(init_all, self.members)
+        self.shardings = meshes.state_shardings(mesh, self._shapes, sharding)
         self._replicated = NamedSharding(mesh, PartitionSpec())
 
         def start_all(params):
@@ -206,18 +227,23 @@ class Population:
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the states, for restoring a checkpoint."""
-        shapes = jax.eval_shape(self._init, self.members)
-        return jax.tree.map(
-            lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-            shapes,
-            self.shardings,
+        return _place(self._shapes, self.shardings)
+
+    def batches(self, host: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `stage` gives for K whole batches: shapes, dtypes and shardings."""
+        return _place(
+            host, {n: meshes.batch_sharding(self.mesh, _batch_axis(x)) for n, x in host.items()}
         )
+
+    def lower(self, batches: dict[str, jax.ShapeDtypeStruct]) -> jax.stages.Lowered:
+        """`steps` for states and batches of these shapes, ready to compile."""
+        return self._steps.lower(self.abstract(), self.members, self.batches(batches))
 
     def stage(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
         """Places K host batches (rows of this process) on the devices, leaves (K, R, B, S+1)."""
         stacked = {name: np.stack([b[name] for b in batches]) for name in batches[0]}
         return {
-            name: meshes.put_part(self.mesh, leaf, batch_axis=2 if leaf.ndim > 2 else None)
+            name: meshes.put_part(self.mesh, leaf, batch_axis=_batch_axis(leaf))
             for name, leaf in stacked.items()
         }
 

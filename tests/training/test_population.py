@@ -91,7 +91,7 @@ def test_groups_agree(reference, group):
         np.testing.assert_allclose(metrics[name], pairs, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (1, 2, 4, 1), (1, 1, 1, 8), (2, 1, 2, 2)], ids=str)
 def test_meshes_agree(reference, shape):
     population = make_population(mesh=meshes.make_mesh(*shape))
     states, metrics = run(population, reference[3])

@@ -1,0 +1,264 @@
+"""From a config to what of a run needs no data: members, model, population, cost and its plan."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import ConfigDict
+
+from lmnoise import config as configs
+from lmnoise.data.corruption import Corruption, extra_rows_for
+from lmnoise.data.tokenizer import vocab_size_of
+from lmnoise.errors import UserError
+from lmnoise.models import attention, memory
+from lmnoise.models.transformer import FAMILIES, LanguageModel, TransformerConfig
+from lmnoise.training import mesh, plan
+from lmnoise.training.hardware import Chip
+from lmnoise.training.loop import Cost, LoopConfig
+from lmnoise.training.optimizer import OptimizerConfig
+from lmnoise.training.population import Population, member_arrays
+from lmnoise.training.spikes import SpikeConfig
+from lmnoise.training.step import start_state
+
+type Members = list[dict[str, Any]]
+
+
+def members_of(config: ConfigDict) -> Members:
+    """The members of the population: the product of the tuples of `config.members`.
+
+    At rate 0 the kind of noise means nothing, so only the first is kept.
+    """
+    axes = config.members.to_dict()
+    for name, values in axes.items():
+        if not isinstance(values, tuple) or not values:
+            raise UserError(f"config.members.{name} must be a tuple of values, not {values!r}")
+    members = [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
+    for member in members:
+        for name, kind in (("kind", str), *((n, (int, float)) for n in axes if n != "kind")):
+            if not isinstance(member[name], kind) or isinstance(member[name], bool):
+                raise UserError(f"config.members.{name} cannot be {member[name]!r}")
+        if not 0 <= member["rate"] < 1:
+            raise UserError(f"config.members.rate must lie in [0, 1), not {member['rate']}")
+        if member["learning_rate"] <= 0 or member["weight_decay"] < 0:
+            raise UserError(
+                "config.members.learning_rate must be above 0 and weight_decay at least 0, not "
+                f"{member['learning_rate']} and {member['weight_decay']}"
+            )
+        if not isinstance(member["seed"], int) or not 0 <= member["seed"] < 2**31:
+            raise UserError(
+                f"config.members.seed must be an integer in [0, 2**31), not {member['seed']}"
+            )
+    return [m for m in members if m["rate"] > 0 or m["kind"] == axes["kind"][0]]
+
+
+def model_config(config: ConfigDict, tokens: int) -> TransformerConfig:
+    """The model of a config whose tokenizer has ids below `tokens`.
+
+    Raises:
+      UserError: values that do not fit each other; it names the key.
+    """
+    fields = config.model.to_dict()
+    family = fields.pop("family")
+    if family not in FAMILIES:
+        raise UserError(f"config.model.family must be one of {sorted(FAMILIES)}, not {family!r}")
+    if family == "llama":
+        fields.pop("bias")
+    fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
+    fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]
+    vocab_size = fields.pop("vocab_size") or tokens
+    if vocab_size < tokens:
+        raise UserError(
+            f"config.model.vocab_size is {vocab_size} but the tokenizer {config.data.tokenizer} "
+            f"has ids up to {tokens - 1}: set it to 0 or at least {tokens}"
+        )
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UserError(
+            f"config.model.dtype must be float32 or bfloat16, not {config.model.dtype!r}"
+        )
+    try:
+        model = FAMILIES[family](vocab_size=vocab_size, context=config.data.length, **fields)
+        attention.choose(model.attention, dtype=model.dtype, length=model.context)
+        return model
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from error
+
+
+def _corruption(
+    config: ConfigDict, members: Members, vocab_size: int, devices: Mesh | AbstractMesh
+) -> Corruption:
+    shards = devices.shape["data"] * devices.shape["fsdp"]
+    kinds = tuple(dict.fromkeys(m["kind"] for m in members))
+    if "stream" in kinds and not config.noise.source:
+        raise UserError("noise of kind 'stream' needs config.noise.source, a prepared corpus")
+    extra = 0
+    if config.noise.budget == "clean":
+        rate = max(m["rate"] for m in members)
+        extra = extra_rows_for(rate, config.train.batch_size, shards * config.train.accumulate)
+    try:
+        return Corruption(
+            vocab_size=vocab_size,
+            kinds=kinds,
+            budget=config.noise.budget,
+            extra_rows=extra,
+            gaussian_std=config.noise.gaussian_std or None,
+        )
+    except ValueError as error:
+        raise UserError(f"config.noise and config.members.kind: {error}") from error
+
+
+def without_data(
+    config: ConfigDict,
+    members: Members,
+    vocab_size: int,
+    make_mesh: Callable[..., Mesh | AbstractMesh],
+    abstract: bool = False,
+) -> tuple[LanguageModel, Corruption, Population, Cost]:
+    """What of a run can be built from the size of the vocabulary alone.
+
+    Args:
+      make_mesh: a mesh for its argument `needs`.
+      abstract: no array is made, so the mesh's devices need not exist.
+    """
+    train, optimizer = config.train, _optimizer(config)
+    model = LanguageModel(model_config(config, vocab_size))
+    if train.batch_size % train.accumulate:
+        raise UserError(
+            f"config.train.accumulate {train.accumulate} does not divide "
+            f"config.train.batch_size {train.batch_size}: change one of them"
+        )
+    devices = make_mesh(needs=_needs(config, model, optimizer, len(members)))
+    mesh.check_divisible(devices, members=len(members), batch_size=train.batch_size)
+    corruption = _corruption(config, members, vocab_size, devices)
+    seeds = seeds_of(members)
+    arrays = member_arrays(
+        [
+            m | {"stream": seeds.index(m["seed"]), "kind": corruption.kinds.index(m["kind"])}
+            for m in members
+        ]
+    )
+    population = Population(
+        init=model.init,
+        loss=model.loss,
+        transform=corruption,
+        optimizer=optimizer,
+        members=jax.eval_shape(lambda: arrays) if abstract else arrays,
+        mesh=devices,
+        accumulate=train.accumulate,
+        group=train.members_at_once,
+    )
+    tokens = (train.batch_size + corruption.extra_rows) * config.data.length * len(members)
+    cost = Cost(tokens, tokens * model.flops_per_token(config.data.length))
+    return model, corruption, population, cost
+
+
+def _needs(
+    config: ConfigDict, model: LanguageModel, optimizer: OptimizerConfig, members: int
+) -> mesh.Needs:
+    """What a mesh is chosen by; the memory only if it is asked for, as it takes a second."""
+    rows = config.train.batch_size // config.train.accumulate
+
+    @functools.cache
+    def of_member():
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        state = jax.eval_shape(lambda params: start_state(params, optimizer), params)
+        row = memory.running_bytes(model, config.data.length, rows=1)
+        gradient = plan.tree_bytes(params) + row["weight copies"]
+        return plan.tree_bytes(state), gradient, row["activations"] + row["logits"]
+
+    def device_bytes(sizes):
+        kept, gradient, row = of_member()
+        local = -(-members // sizes["member"])
+        at_once = min(config.train.members_at_once or local, local)
+        split = (local * kept + at_once * gradient) / sizes["fsdp"]
+        return (split + at_once * row * rows / (sizes["data"] * sizes["fsdp"])) / sizes["model"]
+
+    heads = math.gcd(model.config.kv_heads, model.config.mlp_width)
+    return mesh.Needs(members=members, rows=rows, heads=heads, bytes=device_bytes)
+
+
+def dry_run(config: ConfigDict, *, devices: int, chip: Chip | None, mfu: float) -> plan.Plan:
+    """What the run of a config will take on so many chips; nothing is compiled, no data is read.
+
+    Raises:
+      UserError: as `build`, or a tokenizer that cannot be found.
+    """
+    configs.check_least(config)
+    members = members_of(config)
+    if chip is not None:
+        config = _as_on(chip, config)
+
+    def make_mesh(needs):
+        hosts = devices // chip.host if chip and devices % chip.host == 0 else 1
+        limit = chip and chip.bytes
+        sizes = mesh.choose_sizes(
+            config.mesh, needs, devices=devices, device_bytes=limit, hosts=hosts
+        )
+        return mesh.abstract_mesh(sizes)
+
+    vocab_size = vocab_size_of(config.data.tokenizer, config.data.data_dir)
+    model, corruption, population, cost = without_data(
+        config, members, vocab_size, make_mesh, abstract=True
+    )
+    return plan.make_plan(
+        population,
+        batch_shapes(config, members),
+        running=functools.partial(memory.running_bytes, model, config.data.length),
+        rows=config.train.batch_size + corruption.extra_rows,
+        accumulate=config.train.accumulate,
+        members_at_once=config.train.members_at_once or (1 if chip is None else 0),
+        cost=cost,
+        steps=config.train.steps,
+        chip=chip,
+        mfu=mfu,
+    )
+
+
+def _as_on(chip: Chip, config: ConfigDict) -> ConfigDict:
+    """The config with what "auto" stands for on a chip, as far as this machine can trace it.
+
+    All fused kernels for attention keep the same for the gradient, so one stands for all.
+    """
+    config = config.copy_and_resolve_references()
+    tpu, length = "tpu" in chip.name, config.data.length
+    fused = length % 128 == 0 and (tpu or config.model.dtype == "bfloat16")
+    if config.model.attention in ("auto", "splash", "cudnn"):
+        config.model.attention = "splash_interpreted" if fused else "plain"
+    if config.model.layers_as == "auto":
+        config.model.layers_as = "scan"
+    return config
+
+
+def batch_shapes(config: ConfigDict, members: Members) -> dict[str, jax.ShapeDtypeStruct]:
+    """The batches of one dispatch, K whole ones, as shapes."""
+    steps = loop_config(config).dispatch
+    shape = (steps, len(seeds_of(members)), config.train.batch_size, config.data.length + 1)
+    names = ["tokens", *(["noise"] if any(m["kind"] == "stream" for m in members) else [])]
+    rows = {name: jax.ShapeDtypeStruct(shape, np.int32) for name in names}
+    return rows | {"index": jax.ShapeDtypeStruct((steps,), np.int32)}
+
+
+def loop_config(config: ConfigDict) -> LoopConfig:
+    intervals = {
+        f.name: config.train[f.name]
+        for f in dataclasses.fields(LoopConfig)
+        if f.name in config.train
+    }
+    return LoopConfig(**intervals, spikes=SpikeConfig(**config.spikes))
+
+
+def _optimizer(config: ConfigDict) -> OptimizerConfig:
+    try:
+        return OptimizerConfig(steps=config.train.steps, **config.optimizer)
+    except ValueError as error:
+        raise UserError(f"config.optimizer: {error}") from error
+
+
+def seeds_of(members: Members) -> list[int]:
+    """The streams of batches, one a seed."""
+    return sorted({m["seed"] for m in members})
