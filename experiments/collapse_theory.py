@@ -24,7 +24,7 @@ from collapse_chapter import Chapter, agreement
 from collapse_points import split
 from ml_collections import ConfigDict
 
-from lmnoise import cli
+from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.errors import UserError
 from lmnoise.report import COLOURS, Figure, Table, provenance, savefig, write_csv, write_report
@@ -183,7 +183,7 @@ def main() -> int:
     flags.DEFINE_string("workdir", None, "folder of the simulated points", required=True)
     flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
     values = configs.parse(sections=SECTIONS)
-    workdir = Path(values.workdir)
+    workdir = storage.local_folder(values.workdir, "--workdir")
     command = f"python experiments/collapse_theory.py {shlex.join(sys.argv[1:])}"
     report = run(values.config, workdir, Path(values.report or workdir / "report"), command)
     print(f"report: {report} and {report.with_suffix('.html')}")

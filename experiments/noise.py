@@ -9,15 +9,15 @@ same command goes on after a stop or a kill.
 import shlex
 import sys
 from itertools import takewhile
-from pathlib import Path
 
 import jax
 import noise_report
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 from noise_arm import Arm
 
-from lmnoise import cli
+from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.data.packing import prepare
 from lmnoise.errors import UserError
@@ -76,7 +76,7 @@ def prepare_all(configs_: dict[str, ConfigDict]) -> None:
             prepare(name, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
 
 
-def run_arm(config: ConfigDict, workdir: Path, name: str) -> Arm | None:
+def run_arm(config: ConfigDict, workdir: epath.Path, name: str) -> Arm | None:
     """Trains and reads back one arm; None if a signal stopped it."""
     run, states = train(config, workdir, title=name)
     if states is None:
@@ -102,8 +102,8 @@ def main() -> int:
     flags.DEFINE_string("workdir", None, "folder of the runs", required=True)
     flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
     values = configs.parse()
-    workdir = Path(values.workdir)
-    folder = Path(values.report or workdir / "report")
+    workdir = storage.place(values.workdir)
+    folder = storage.local_folder(values.report or workdir / "report", "--report")
     named = arms(values.config)
     with processes.joined():
         prepare_all(named)

@@ -17,7 +17,7 @@ import regions_verdict
 from absl import flags
 from ml_collections import ConfigDict
 
-from lmnoise import cli
+from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.analyze import parameters, regions, series
 from lmnoise.analyze.continued import Stopped
@@ -87,7 +87,7 @@ def main() -> int:
     flags.DEFINE_string("workdir", None, "folder of the stored results", required=True)
     flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
     values = configs.parse(sections=SECTIONS)
-    workdir = Path(values.workdir)
+    workdir = storage.local_folder(values.workdir, "--workdir")
     command = f"python experiments/regions.py {shlex.join(sys.argv[1:])}"
     try:
         report = run(values.config, workdir, Path(values.report or workdir / "report"), command)

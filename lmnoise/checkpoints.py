@@ -7,6 +7,7 @@ A checkpoint is named by
     models/tiny.Q8_0.gguf       a GGUF file
     runs/lm                     the latest checkpoint of a run of `lmnoise.train`
     runs/lm/checkpoints/500     the one of a step; `runs/lm/checkpoints` is the series of all
+    gs://bucket/runs/lm         a run in an object store, see `lmnoise.storage`
 
 with `#2` behind a run for the member 2 of its population.
 """
@@ -21,14 +22,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from lmnoise import config as configs
-from lmnoise import tree
+from lmnoise import storage, tree
 from lmnoise.assemble import model_config
 from lmnoise.data.fetch import Package, fetch, unpacked
 from lmnoise.data.files import atomic_folder, locked, sha256_file, slug
 from lmnoise.data.gguf_tokenizer import gguf_tokenizer
+from lmnoise.data.mirror import local_data_dir
 from lmnoise.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
 from lmnoise.errors import UserError
 from lmnoise.models.architectures import HOW
@@ -105,13 +108,13 @@ def expand(spec: str) -> list[str]:
       UserError: a folder of checkpoints that holds none.
     """
     place, member = _split_member(spec)
-    path = Path(place).expanduser()
+    path = _path(place)
     if not _is_series(path):
         return [spec]
     return [f"{path / str(step)}{member}" for step in _steps(path)]
 
 
-def open_checkpoint(spec: str, data_dir: Path | str) -> Checkpoint:
+def open_checkpoint(spec: str, data_dir: epath.PathLike) -> Checkpoint:
     """Opens the checkpoint that `spec` names, see the head of this file.
 
     Args:
@@ -122,11 +125,11 @@ def open_checkpoint(spec: str, data_dir: Path | str) -> Checkpoint:
       UserError: there is no such checkpoint, or it cannot be used; one sentence names the file
         or key and the remedy.
     """
-    data_dir = Path(data_dir)
+    data_dir = local_data_dir(data_dir)
     if spec in READY_MADE:
         return _open_gguf(_ready_made(spec, data_dir), data_dir, name=spec)
     place, member = _split_member(spec)
-    path = Path(place).expanduser()
+    path = _path(place)
     if not path.exists():
         raise UserError(
             f"there is no {path}: name a ready-made model ({', '.join(READY_MADE)}), a Hugging "
@@ -142,7 +145,16 @@ def open_checkpoint(spec: str, data_dir: Path | str) -> Checkpoint:
         raise UserError(f"{path} is a run that has saved no checkpoint yet: train on until it has")
     if member:
         raise UserError(f"{path} is no run with members: name it without {member}")
+    if storage.is_remote(path):
+        raise UserError(
+            f"{path} is no run of lmnoise.train: copy other checkpoints to this machine"
+        )
     return _open_gguf(path, data_dir) if path.suffix == ".gguf" else _open_folder(path, data_dir)
+
+
+def _path(place: str) -> epath.Path | Path:
+    """A checkpoint's place, in an object store (gs://...) or on this machine."""
+    return storage.place(place) if storage.is_remote(place) else Path(place).expanduser()
 
 
 def _split_member(spec: str) -> tuple[str, str]:
@@ -177,7 +189,7 @@ def _open_run(workdir: Path, step: str | None, member: str) -> Checkpoint:
     )
     params = _unstacked(stored, ours, folder / str(at))
     return Checkpoint(
-        name=f"{workdir.resolve().name}-{at}{member}",
+        name=f"{_name(workdir)}-{at}{member}",
         model=LanguageModel(ours),
         params=params,
         tokenizer=config.data.tokenizer,
@@ -186,6 +198,10 @@ def _open_run(workdir: Path, step: str | None, member: str) -> Checkpoint:
         fingerprint=fingerprint(ours, params),
         note="",
     )
+
+
+def _name(folder: Path) -> str:
+    return folder.name if storage.is_remote(folder) else folder.resolve().name
 
 
 def _unstacked(stored: dict[str, np.ndarray], config: TransformerConfig, place: Path) -> Any:
@@ -242,7 +258,7 @@ def _open_folder(folder: Path, data_dir: Path) -> Checkpoint:
     check_vocabulary(tokenizer, config.vocab_size, folder)
     origin = read_origin(folder)
     return Checkpoint(
-        name=folder.resolve().name,
+        name=_name(folder),
         model=LanguageModel(config),
         params=params,
         tokenizer=str(path),

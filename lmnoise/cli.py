@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from lmnoise import storage
 from lmnoise.errors import UserError
 
 _MENDABLE = {
@@ -20,7 +21,8 @@ _MENDABLE = {
 def failure(error: BaseException) -> tuple[int, str] | None:
     """(exit status, sentence) of an error that its user can mend; None for a bug.
 
-    `UserError`, and a disk that is full or may not be written: 2. Ctrl-C: 130.
+    `UserError`, a disk that is full or may not be written, and an object store that fails: 2.
+    Ctrl-C: 130.
     """
     if isinstance(error, UserError):
         return 2, f"error: {error}"
@@ -29,6 +31,8 @@ def failure(error: BaseException) -> tuple[int, str] | None:
         return 2, f"error: {error.strerror}{where}: {_MENDABLE[error.errno]}"
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
+    if sentence := storage.failure(error):
+        return 2, f"error: {sentence}"
     return None
 
 
@@ -45,7 +49,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         # Python flushes standard output once more on exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
-    except (UserError, OSError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         known = failure(error)
         if known is None:
             raise

@@ -18,7 +18,7 @@ from lmnoise.errors import UserError
 from lmnoise.models.pretrained import DTYPES, write_folder
 
 
-def convert(checkpoint: Checkpoint, folder: Path, *, dtype: str, data_dir: Path) -> bool:
+def convert(checkpoint: Checkpoint, folder: Path, *, dtype: str, data_dir: str) -> bool:
     """Writes a checkpoint as a Hugging Face folder, which appears whole or not at all.
 
     Returns:
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("src", metavar="SRC", help="smollm2, a folder, a .gguf file, or a run")
     parser.add_argument("dst", metavar="DST", type=Path, help="a new folder")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--data_dir", default="data")
     arguments = parser.parse_args()
     checkpoint = open_checkpoint(arguments.src, arguments.data_dir)
     written = convert(checkpoint, arguments.dst, dtype=arguments.dtype, data_dir=arguments.data_dir)

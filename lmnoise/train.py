@@ -10,16 +10,17 @@ and `--dry_run_chip`, and needs neither data nor a work directory.
 import csv
 import dataclasses
 import functools
-from pathlib import Path
+import io
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lmnoise import cli
+from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.assemble import (
     Members,
@@ -59,7 +60,7 @@ class Run:
     evaluate: Any
     config_record: dict[str, Any]
 
-    def fit(self, workdir: Path, title: str = "train") -> TrainState | None:
+    def fit(self, workdir: epath.Path, title: str = "train") -> TrainState | None:
         """Trains in `workdir`, see `lmnoise.training.loop.fit`."""
         return fit(
             self.population,
@@ -189,7 +190,7 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
 
 def train(
-    config: ConfigDict, workdir: Path, title: str = "train"
+    config: ConfigDict, workdir: epath.Path, title: str = "train"
 ) -> tuple[Run, TrainState | None]:
     """Claims the work directory for the config, builds the run and trains it.
 
@@ -202,13 +203,14 @@ def train(
     return run, run.fit(workdir, title)
 
 
-def _write_members(workdir: Path, members: Members) -> None:
+def _write_members(workdir: epath.Path, members: Members) -> None:
     """`members.csv`: which hyper-parameters the number `member` of the metrics stands for."""
     if jax.process_index() == 0:
-        with open(workdir / "members.csv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["member", *members[0]])
-            writer.writerows([i, *member.values()] for i, member in enumerate(members))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["member", *members[0]])
+        writer.writerows([i, *member.values()] for i, member in enumerate(members))
+        (workdir / "members.csv").write_text(text.getvalue(), encoding="utf-8")
 
 
 def main() -> int:
@@ -231,7 +233,8 @@ def main() -> int:
         devices = values.dry_run_devices or jax.device_count()
         print(dry_run(values.config, devices=devices, chip=chip, mfu=values.mfu).text())
         return 0
-    workdir = Path(values.workdir)
+    workdir = storage.place(values.workdir)
+    storage.place(values.config.data.data_dir)
     with processes.joined():
         run, states = train(values.config, workdir)
     if jax.process_index() > 0:

@@ -17,6 +17,7 @@ FLOORS = {
     "lmnoise": 0,
     "lmnoise.axes": 0,
     "lmnoise.errors": 0,
+    "lmnoise.storage": 0,
     "lmnoise.keys": 0,
     "lmnoise.tree": 0,
     "lmnoise.cli": 0,

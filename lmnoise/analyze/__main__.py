@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lmnoise import cli
+from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.analyze import language, parameters, perturb, regions, series
 from lmnoise.analyze.continued import Stopped
@@ -69,7 +69,7 @@ def main() -> int:
     flags.DEFINE_string("workdir", "runs/analyze", "folder of the stored results")
     flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/<analysis>")
     values = configs.parse([sys.argv[0], *rest], sections=SECTIONS)
-    workdir = Path(values.workdir)
+    workdir = storage.local_folder(values.workdir, "--workdir")
     specs = [spec for given in values.checkpoint for spec in expand(given)]
     command = f"python -m lmnoise.analyze {shlex.join(sys.argv[1:])}"
     folder = Path(values.report or workdir / name)

@@ -181,7 +181,7 @@ def open_subject(
     """
     check(config)
     data = config.data
-    checkpoint = open_checkpoint(spec, Path(data.data_dir))
+    checkpoint = open_checkpoint(spec, data.data_dir)
     if not 1 <= data.length <= checkpoint.model.config.context:
         raise UserError(
             f"config.data.length is {data.length}, but {checkpoint.name} has a context of "

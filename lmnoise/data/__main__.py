@@ -5,9 +5,10 @@ python -m lmnoise.data prepare sotu --data_dir=data --tokenizer=bpe:1024@sotu
 """
 
 import argparse
-from pathlib import Path
 
-from lmnoise import cli
+from etils import epath
+
+from lmnoise import cli, storage
 from lmnoise.data.corpora import CORPORA
 from lmnoise.data.names import CorpusName
 from lmnoise.data.packing import prepare, read_meta
@@ -22,7 +23,9 @@ def main() -> None:
     listing = commands.add_parser("list", help="the packaged corpora and what is prepared")
     preparing = commands.add_parser("prepare", help="download and tokenise corpora")
     for command in (listing, preparing):
-        command.add_argument("--data_dir", type=Path, default=Path("data"))
+        command.add_argument(
+            "--data_dir", default="data", help="local, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
+        )
     preparing.add_argument(
         "names",
         nargs="+",
@@ -37,8 +40,9 @@ def main() -> None:
     )
     preparing.add_argument("--on_decode_error", choices=ON_DECODE_ERROR, default="error")
     arguments = parser.parse_args()
+    data_dir = storage.place(arguments.data_dir)
     if arguments.command == "list":
-        _list(arguments.data_dir)
+        _list(data_dir)
         return
     for name in arguments.names:
         _prepare(name, arguments)
@@ -61,7 +65,7 @@ def _prepare(name: str, arguments: argparse.Namespace) -> None:
         print(f"{name}: {count:,} documents {reason}")
 
 
-def _list(data_dir: Path) -> None:
+def _list(data_dir: epath.Path) -> None:
     prepared = {}
     for file in sorted((data_dir / "packed").glob("*/*/meta.json")):
         try:

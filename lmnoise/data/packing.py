@@ -4,7 +4,8 @@ A prepared corpus is the folder `<data_dir>/packed/<corpus>/<tokenizer>/` with, 
 `<split>.tokens` (little-endian uint16, or uint32 for more than 65,536 tokens; every document
 followed by the separator), `<split>.ends.npy` (int64, where each document ends, separator
 included), `<split>.bytes.npy` (int64, UTF-8 bytes of each document), `<split>.ids.jsonl` (one
-JSON string a document), and `meta.json`, written last.
+JSON string a document), and `meta.json`, written last. In a data directory of an object store
+they are the same, and each machine maps its own copy, see `lmnoise.data.mirror`.
 """
 
 import array
@@ -13,14 +14,17 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
-from lmnoise.data import user_files
+from lmnoise import storage
+from lmnoise.data import mirror, user_files
 from lmnoise.data.corpora import Corpus, open_corpus, require_known
 from lmnoise.data.files import atomic_folder, locked
 from lmnoise.data.names import CorpusName, Document
@@ -29,6 +33,7 @@ from lmnoise.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_slug
 from lmnoise.errors import UserError
 
 FORMAT = 1
+META = "meta.json"
 _CHUNK_CHARACTERS = 2_000_000
 
 
@@ -65,24 +70,34 @@ class Packed:
         return [json.loads(line) for line in lines.splitlines()]
 
 
-def packed_folder(name: str, *, data_dir: Path | str, tokenizer: str) -> Path:
+def packed_folder(name: str, *, data_dir: epath.PathLike, tokenizer: str) -> Path:
     """Where the prepared corpus `name` under the tokenizer `tokenizer` lies."""
-    return Path(data_dir) / "packed" / CorpusName.parse(name).slug / tokenizer_slug(tokenizer)
+    data_dir = epath.Path(data_dir) if storage.is_remote(data_dir) else Path(data_dir)
+    return data_dir / "packed" / CorpusName.parse(name).slug / tokenizer_slug(tokenizer)
 
 
 def open_packed(
-    name: str, split: str, *, data_dir: Path | str, tokenizer: str, bos_id: int | None = None
+    name: str, split: str, *, data_dir: epath.PathLike, tokenizer: str, bos_id: int | None = None
 ) -> Packed:
     """One split of a corpus that `prepare` has packed; `bos_id` as in `Packed`.
 
+    What lies in an object store is fetched to this machine on its first use, and verified.
     Raises UserError if the corpus is not prepared, half-prepared, or damaged.
     """
     folder = packed_folder(name, data_dir=data_dir, tokenizer=tokenizer)
     command = f"python -m lmnoise.data prepare {name} --data_dir={data_dir} --tokenizer={tokenizer}"
     if not folder.exists():
         raise UserError(f"{name} is not prepared with the tokenizer {tokenizer}: run `{command}`")
-    if not (folder / "meta.json").exists():
+    if not (folder / META).exists():
         raise UserError(f"{folder} is half-prepared (it has no meta.json): run `{command}`")
+    if storage.is_remote(folder):
+        local_dir = mirror.local_data_dir(data_dir)
+        local = packed_folder(name, data_dir=local_dir, tokenizer=tokenizer)
+        digests = {f"{s}.tokens": e["sha256"] for s, e in read_meta(folder)["splits"].items()}
+        kinds = ("tokens", "ends.npy", "bytes.npy", "ids.jsonl")
+        names = [f"{split}.{kind}" for kind in kinds] if f"{split}.tokens" in digests else []
+        mirror.fetch(folder, local, META, names, digests)
+        folder = local
     return _open_folder(folder, split, bos_id)
 
 
@@ -121,7 +136,7 @@ def _open_folder(folder: Path, split: str, bos_id: int | None) -> Packed:
 
 def read_meta(folder: Path) -> dict[str, Any]:
     """The `meta.json` of a prepared folder; UserError if it cannot be read."""
-    file = folder / "meta.json"
+    file = folder / META
     remedy = f"remove {folder} and prepare the corpus again"
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
@@ -146,7 +161,7 @@ def _load_array(file: Path, documents: int) -> np.ndarray:
 
 
 def prepare(
-    name: str, *, data_dir: Path | str, tokenizer: str, on_decode_error: str = "error"
+    name: str, *, data_dir: epath.PathLike, tokenizer: str, on_decode_error: str = "error"
 ) -> dict[str, Any]:
     """Tokenises every split of a corpus and returns its `meta.json`; a second call does nothing.
 
@@ -156,6 +171,8 @@ def prepare(
     Raises UserError for an unknown or empty corpus, an unreadable file, or a corpus that was
     prepared from other files or with other options; nothing is left behind then.
     """
+    if storage.is_remote(data_dir):
+        return _prepare_remote(name, data_dir, tokenizer, on_decode_error)
     data_dir = Path(data_dir)
     corpus_name = CorpusName.parse(name)
     require_known(corpus_name.base)
@@ -171,7 +188,7 @@ def prepare(
             "dtype": _dtype(encoder.vocab_size).str,
             "on_decode_error": on_decode_error,
         }
-        if (folder / "meta.json").exists():
+        if (folder / META).exists():
             return _already_prepared(folder, corpus_name, head)
         corpus = open_corpus(corpus_name.base, data_dir, on_decode_error)
         with atomic_folder(folder) as temporary:
@@ -182,7 +199,24 @@ def prepare(
                 "splits": splits,
                 "prepared": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
-            (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+            (temporary / META).write_text(json.dumps(meta, indent=1) + "\n")
+    return meta
+
+
+def _prepare_remote(
+    name: str, data_dir: epath.PathLike, tokenizer: str, on_decode_error: str
+) -> dict[str, Any]:
+    """Prepares a corpus on this machine and publishes it, unless it is prepared there already."""
+    local_dir = mirror.local_data_dir(data_dir)
+    remote = packed_folder(name, data_dir=data_dir, tokenizer=tokenizer)
+    local = packed_folder(name, data_dir=local_dir, tokenizer=tokenizer)
+    if (remote / META).exists():
+        mirror.fetch(remote, local, META)
+    else:
+        shutil.rmtree(local, ignore_errors=True)
+    load_tokenizer(tokenizer, data_dir)  # published too, or taken from there
+    meta = prepare(name, data_dir=local_dir, tokenizer=tokenizer, on_decode_error=on_decode_error)
+    mirror.publish(local, remote, META)
     return meta
 
 

@@ -13,9 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
+from etils import epath
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
+from lmnoise import storage
+from lmnoise.data import mirror
 from lmnoise.data.corpora import open_corpus
 from lmnoise.data.files import atomic_folder, locked, slug
 from lmnoise.data.names import CorpusName
@@ -25,6 +28,7 @@ EOS = "<|endoftext|>"
 # A BPE of any size has settled long before this much text, and its word counts stay in memory.
 TRAINING_CHARACTERS = 200_000_000
 _KNOWN_EOS = (EOS, "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>")
+_FILE = "tokenizer.json"
 _FORMS = "gpt2, bytes, bpe:SIZE@CORPUS[,CORPUS...], or the path of a tokenizer.json"
 
 
@@ -93,7 +97,7 @@ def tokenizer_slug(spec: str) -> str:
     return slug(f"{path.parent.name}-{path.stem}-{digest}")
 
 
-def load_tokenizer(spec: str, data_dir: Path | str) -> Tokenizer:
+def load_tokenizer(spec: str, data_dir: epath.PathLike) -> Tokenizer:
     """The tokenizer that `spec` describes; a `bpe:` one is trained on its first use.
 
     Forms: `gpt2`; `bytes` (256 bytes and the separator); `bpe:SIZE@CORPUS[,CORPUS...]`, a
@@ -108,12 +112,18 @@ def load_tokenizer(spec: str, data_dir: Path | str) -> Tokenizer:
         return _load_gpt2()
     if not spec.startswith("bpe:"):
         return _load_file(name, Path(spec).expanduser())
-    folder = Path(data_dir) / "tokenizers" / name
+    local_dir = mirror.local_data_dir(data_dir)
+    folder = local_dir / "tokenizers" / name
+    kept, remote = epath.Path(data_dir) / "tokenizers" / name, storage.is_remote(data_dir)
+    if remote and (kept / _FILE).exists():
+        mirror.fetch(kept, folder, _FILE)
     with locked(folder):
-        if not (folder / "tokenizer.json").exists():
+        if not (folder / _FILE).exists():
             with atomic_folder(folder) as temporary:
-                _train_bpe(spec, Path(data_dir)).save(str(temporary / "tokenizer.json"))
-    return _load_file(name, folder / "tokenizer.json")
+                _train_bpe(spec, local_dir).save(str(temporary / _FILE))
+    if remote:
+        mirror.publish(folder, kept, _FILE)
+    return _load_file(name, folder / _FILE)
 
 
 def vocab_size_of(spec: str, data_dir: Path | str) -> int:
@@ -135,7 +145,7 @@ def tokenizer_files(model: tokenizers.Tokenizer, eos: str | None) -> dict[str, s
     """
     config = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({"eos_token": eos} if eos else {})
     return {
-        "tokenizer.json": model.to_str(),
+        _FILE: model.to_str(),
         "tokenizer_config.json": json.dumps(config, indent=1) + "\n",
     }
 

@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.options import MultiprocessingOptions
 
+from lmnoise import storage
 from lmnoise.errors import UserError
 
 
@@ -170,8 +171,9 @@ def _for_any_process(fault: bool) -> bool:
 
 def kept_steps(folder: epath.PathLike) -> list[int]:
     """The steps whose checkpoints lie in a folder, in order, without touching it."""
-    names = (path.name for path in epath.Path(folder).glob("[0-9]*"))
-    return sorted(int(name) for name in names if name.isdecimal())
+    found = [path for path in epath.Path(folder).glob("[0-9]*") if path.name.isdecimal()]
+    # In an object store a checkpoint that is being written has its name already.
+    return sorted(int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path))
 
 
 def read_member(folder: epath.PathLike, step: int, member: int) -> Any:
@@ -258,7 +260,8 @@ def _first_line(error: Exception) -> str:
 
 def _absolute(folder: epath.PathLike) -> epath.Path:
     """Orbax wants absolute paths; those of object stores (gs://...) are."""
-    return epath.Path(folder).absolute()
+    path = epath.Path(folder)
+    return path if storage.is_remote(path) else path.absolute()
 
 
 def _key(path: Any) -> str:

@@ -246,6 +246,8 @@ class _Run:
                 self.rollbacks = 0
 
     def _save(self) -> None:
+        if self.metrics is not None:
+            self.metrics.sync()
         window = {name: pairs_M2.tolist() for name, pairs_M2 in self.window.items()}
         meta = {
             "history": self.detector.history,
