@@ -7,6 +7,7 @@ detector's history, the metrics since the last log row).
 import itertools
 import json
 import logging
+import os
 import sys
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from lmnoise import storage
 from lmnoise.errors import UserError
+from lmnoise.training import orbax_s3
 
 
 class Restored(NamedTuple):
@@ -171,7 +173,7 @@ def _for_any_process(fault: bool) -> bool:
 
 def kept_steps(folder: epath.PathLike) -> list[int]:
     """The steps whose checkpoints lie in a folder, in order, without touching it."""
-    found = [path for path in epath.Path(folder).glob("[0-9]*") if path.name.isdecimal()]
+    found = [path for path in _absolute(folder).glob("[0-9]*") if path.name.isdecimal()]
     # In an object store a checkpoint that is being written has its name already.
     return sorted(int(path.name) for path in found if ocp.utils.is_checkpoint_finalized(path))
 
@@ -259,9 +261,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:
-    """Orbax wants absolute paths; those of object stores (gs://...) are."""
+    """Orbax wants absolute paths; those of object stores (gs://, s3://) are."""
     path = epath.Path(folder)
-    return path if storage.is_remote(path) else path.absolute()
+    if not storage.is_remote(path):
+        return path.absolute()
+    if os.fspath(path).startswith("s3://"):
+        orbax_s3.enable()
+    return path
 
 
 def _key(path: Any) -> str:
