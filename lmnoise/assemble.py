@@ -169,14 +169,16 @@ def _needs(
         state = jax.eval_shape(lambda params: start_state(params, optimizer), params)
         row = memory.running_bytes(model, config.data.length, rows=1)
         gradient = plan.tree_bytes(params) + row["weight copies"]
-        return plan.tree_bytes(state), gradient, row["activations"] + row["logits"]
+        return plan.tree_bytes(state), gradient, row["activations"], row["logits"]
 
     def device_bytes(sizes):
-        kept, gradient, row = of_member()
+        kept, gradient, row, logits = of_member()
         local = -(-members // sizes["member"])
         at_once = min(config.train.members_at_once or local, local)
+        rows_here = rows / (sizes["data"] * sizes["fsdp"])
+        at_a_time = min(rows_here, max(1, model.config.logits_chunk // config.data.length))
         split = (local * kept + at_once * gradient) / sizes["fsdp"]
-        return (split + at_once * row * rows / (sizes["data"] * sizes["fsdp"])) / sizes["model"]
+        return (split + at_once * (rows_here * row + at_a_time * logits)) / sizes["model"]
 
     heads = math.gcd(model.config.kv_heads, model.config.mlp_width)
     return mesh.Needs(members=members, rows=rows, heads=heads, bytes=device_bytes)

@@ -40,9 +40,15 @@ def running_bytes(
 
     Returns:
       Bytes of "activations", as JAX saves them for the gradient (the compiler may recompute
-      some), "weight copies" in the dtype of the products, and "logits", a chunk and its gradient.
+      some; with remat those of one layer more), "weight copies" in the dtype of the products, and
+      "logits", a chunk and its gradient.
     """
     own = LanguageModel(_share(model, parts))
+    again = 0.0
+    if own.config.remat:
+        whole = LanguageModel(dataclasses.replace(model.config, remat=False))
+        kept = running_bytes(whole, length, rows, fsdp, parts)["activations"]
+        again = kept / own.config.layers
     params = jax.eval_shape(own.init, jax.random.key(0))
     chunk, vocab_size = own.config.logits_chunk, own.config.vocab_size
 
@@ -56,7 +62,7 @@ def running_bytes(
 
     once, twice = saved(1), saved(2)
     return {
-        "activations": twice - once,
+        "activations": twice - once + again,
         "weight copies": (2 * once - twice) / fsdp,
         "logits": 2 * 4 * min(rows * length, chunk) * vocab_size,
     }

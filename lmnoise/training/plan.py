@@ -58,6 +58,11 @@ class Plan:
         return math.prod(self.sizes.values())
 
     @property
+    def argument_bytes(self) -> float:
+        """What lies on a device between the steps, exactly."""
+        return sum(self.bytes[name] for name in ("parameters", "optimizer", "batches"))
+
+    @property
     def total_bytes(self) -> float:
         return sum(self.bytes.values())
 

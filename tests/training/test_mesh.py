@@ -185,24 +185,30 @@ def host_batch(index, rows=ROWS):
     return {"tokens": tokens.astype(np.int32), "index": np.int32(index)}
 
 
-def trained(population):
+def given_params(model):
+    random = np.random.default_rng(0)
+    draw = lambda leaf: 0.1 * random.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def trained(model, population):
     """Losses and states of two steps of SGD, whose states are sums of gradients."""
-    states, metrics = population.steps(
-        population.init(), population.stage([host_batch(k) for k in range(2)])
+    states = population.start(given_params(model))
+    return jax.device_get(
+        population.steps(states, population.stage([host_batch(k) for k in range(2)]))
     )
-    return jax.device_get((metrics, states))
 
 
 @pytest.mark.parametrize(
     ("layout", "shape", "accumulate"),
-    [("scan", (1, 1, 4, 2), 2), ("unrolled", (2, 1, 2, 2), 1), ("scan", (1, 2, 4, 1), 1)],
+    [("scan", (1, 2, 2, 2), 2), ("unrolled", (2, 1, 2, 2), 1)],
     ids=str,
 )
 def test_losses_and_gradients_are_those_of_one_device(layout, shape, accumulate, capfd):
     model, options = make_model(layout, **NEW), dict(members=2, accumulate=accumulate)
     one = meshes.make_mesh(devices=jax.devices()[:1])
-    wanted = trained(make_population(model, one, **options))
-    found = trained(make_population(model, meshes.make_mesh(*shape), **options))
+    wanted = trained(model, make_population(model, one, **options))
+    found = trained(model, make_population(model, meshes.make_mesh(*shape), **options))
     for (name, a), b in zip(tree.named_leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
     assert "rematerialization" not in capfd.readouterr().err  # that the partitioner gave up
@@ -231,7 +237,7 @@ def test_fsdp_divides_memory_and_gathers_parameters_not_activations():
     assert not re.search(r"all-to-all\(", compiled.as_text())
 
 
-@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("groups", [4, 1])
 def test_splash_on_a_mesh_is_plain_attention(groups):
     """Rows over data and fsdp, heads over model where they divide; members over their own axis."""
     mesh, (members, rows, length, width) = meshes.make_mesh(2, 1, 2, 2), (2, 2, 128, 32)
