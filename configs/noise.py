@@ -141,9 +141,7 @@ def pod() -> ConfigDict:
 
 
 def _gpt2_124m(config: ConfigDict) -> None:
-    config.model.update(
-        dict(layers=12, width=768, heads=12, dtype="bfloat16", vocab_size=50_304, remat=False)
-    )
+    config.model.update(dict(layers=12, width=768, heads=12, dtype="bfloat16", vocab_size=50_304))
     config.members.learning_rate = (6e-4,)
     config.optimizer.update(dict(warmup_fraction=0.05))
 

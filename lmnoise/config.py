@@ -49,7 +49,7 @@ _DEFAULTS = dict(
         dtype="float32",
         layers_as="auto",
         attention="auto",
-        remat=False,
+        remat="none",  # "full", "products": compute again what memory is too small for
         logits_chunk=4096,
     ),
     optimizer=dict(
@@ -62,6 +62,7 @@ _DEFAULTS = dict(
         b1=0.9,
         b2=0.95,
         epsilon=1e-8,
+        moment_dtype="float32",  # of adamw's first moment; "bfloat16" takes less memory
         momentum=0.0,  # of algorithm "sgd"
         clip_norm=1.0,
         decay_to="zero",  # "start": weight decay pulls towards the parameters at the start

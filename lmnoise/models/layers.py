@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lmnoise.models import attention
+from lmnoise.models.products import product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,33 +48,6 @@ class Linear(nnx.Module):
     def __call__(self, x_ND):
         y = product(x_ND, self.kernel[...], self.dtype)
         return y if self.bias is None else y + self.bias[...][None]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
-    """`x @ w` and its gradients, all float32, with operands in `dtype`.
-
-    JAX's own gradient would keep the incoming float32 and run both of its products, two thirds
-    of the work, in float32.
-    """
-    return _product_forward(x_ND, w_DF, dtype)[0]
-
-
-def _product_forward(x_ND, w_DF, dtype):
-    x_ND, w_DF = x_ND.astype(dtype), w_DF.astype(dtype)
-    return jnp.dot(x_ND, w_DF, preferred_element_type=jnp.float32), (x_ND, w_DF)
-
-
-def _product_backward(dtype, operands, dy_NF):
-    x_ND, w_DF = operands
-    dy_NF = dy_NF.astype(dtype)
-    return (
-        jnp.dot(dy_NF, w_DF.T, preferred_element_type=jnp.float32),
-        jnp.dot(x_ND.T, dy_NF, preferred_element_type=jnp.float32),
-    )
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 class Norm(nnx.Module):

@@ -21,7 +21,8 @@ from flax import nnx
 from lmnoise import axes, keys, tree
 from lmnoise.models import attention
 from lmnoise.models.cross_entropy import cross_entropy
-from lmnoise.models.layers import Block, Linear, Norm, Spec, param, product, stack
+from lmnoise.models.layers import Block, Linear, Norm, Spec, param, stack
+from lmnoise.models.products import product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,15 @@ class RopeScaling:
     low: float
     high: float
     original_context: int
+
+
+# Which values inside a block are kept for the backward pass; None keeps its input alone.
+_REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": None,
+    # Attention's products have batch axes, so their quadratic results are not kept.
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +75,8 @@ class TransformerConfig:
       dtype: of the operands of the large products (accumulated in float32); weights, softmax,
         norms and losses stay float32.
       layers_as: "unrolled" (faster on CPU), "scan" (compiles in constant time) or "auto".
+      remat: what the backward pass computes again instead of keeping it: "none", "full" (all
+        inside a block) or "products" (all but the results of the large products).
       logits_chunk: number of tokens whose logits a device holds at once.
     """
 
@@ -95,7 +107,7 @@ class TransformerConfig:
     dtype: str = "float32"
     layers_as: str = "auto"
     attention: str = "auto"
-    remat: bool = False
+    remat: str = "none"
     logits_chunk: int = 4096
 
     def __post_init__(self):
@@ -106,6 +118,7 @@ class TransformerConfig:
             "positions": ("learned", "rotary"),
             "activation": ("gelu", "gelu_exact", "swiglu", "geglu"),
             "layers_as": ("auto", "unrolled", "scan"),
+            "remat": tuple(_REMAT),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -204,8 +217,8 @@ class Transformer(nnx.Module):
                 x_ND = nnx.merge(graphdef, layer)(x_ND, length, local, observe)
                 return axes.keep(x_ND, axes.ROWS), points
 
-            if self.config.remat and function is None:
-                apply = jax.checkpoint(apply)
+            if self.config.remat != "none" and function is None:
+                apply = jax.checkpoint(apply, policy=_REMAT[self.config.remat])
             if self.config.scanned:
                 x_ND, points = jax.lax.scan(apply, x_ND, (layer, local_L))
             else:
@@ -217,11 +230,10 @@ class Transformer(nnx.Module):
             points = jax.tree.map(lambda *values: jnp.stack(values), *observed)
         return self.final_norm(x_ND), points
 
-    def unembed(self, x_ND):
-        """Logits (N, V) in float32."""
-        if self.head is None:
-            return product(x_ND, self.tokens[...].T, self.config.dtype)
-        return self.head(x_ND)
+    @property
+    def unembedding(self):
+        """(D, V) float32."""
+        return self.tokens[...].T if self.head is None else self.head.kernel[...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +288,8 @@ class LanguageModel:
     def logits(self, params: Any, tokens_BS: jax.Array) -> jax.Array:
         """Logits (B, S, V) float32, held whole: for small inputs."""
         module = self._bind(params)
-        return module.unembed(module(tokens_BS)[0]).reshape(*tokens_BS.shape, -1)
+        logits_NV = product(module(tokens_BS)[0], module.unembedding, self.config.dtype)
+        return logits_NV.reshape(*tokens_BS.shape, -1)
 
     def loss(self, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         """Next-token cross-entropy of each position, (B, S) float32, nats per token.
@@ -290,10 +303,11 @@ class LanguageModel:
         module, tokens_BT = self._bind(params), batch["tokens"]
         x_ND, _ = module(tokens_BT[:, :-1])
         losses_N = cross_entropy(
-            module.unembed,
             x_ND,
+            module.unembedding,
             tokens_BT[:, 1:].reshape(-1),
             self.config.logits_chunk * axes.shards(*axes.ROWS),
+            self.config.dtype,
         )
         return losses_N.reshape(tokens_BT.shape[0], -1)
 

@@ -87,6 +87,21 @@ def test_bfloat16_operands_stay_close():
     np.testing.assert_allclose(out.astype(jnp.float32), by_definition(*halves), atol=2e-2)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("length", [5, 2 * BLOCK + 3])
+def test_gradients_with_bfloat16_operands_stay_close(length, groups):
+    drawn = operands(4, rows=2, length=length, groups=groups, repeat=2, width=16)
+    halves = [jnp.asarray(x, jnp.bfloat16) for x in drawn]
+    cotangent = jnp.ones(halves[0].shape, jnp.bfloat16)
+    ours = value_and_gradients("row_blocks", *halves, cotangent)
+    wide = [x.astype(jnp.float32) for x in (*halves, cotangent)]
+    for a, e in zip(ours, value_and_gradients("plain", *wide), strict=True):
+        assert a.dtype == jnp.bfloat16
+        # Weights, their gradients and the result are each rounded to 8 bits.
+        tolerance = 2e-2 * max(1.0, float(jnp.abs(e).max()))
+        np.testing.assert_allclose(a.astype(jnp.float32), e, rtol=0, atol=tolerance)
+
+
 def test_splash_is_plain():
     """In Pallas' interpreter; lengths are multiples of 128 (grouped queries too)."""
     assert_twins("splash_interpreted", operands(3, 2, 256, 1, 2, 64), atol=1e-5)

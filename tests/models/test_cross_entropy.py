@@ -41,7 +41,7 @@ def test_is_the_plain_one(tokens, chunk):
     w_DV, x_ND, targets_N, weights_N = make(tokens)
 
     def chunked(w_DV, x_ND):
-        return cross_entropy(lambda x: x @ w_DV, x_ND, targets_N, chunk)
+        return cross_entropy(x_ND, w_DV, targets_N, chunk, "float32")
 
     def plain(w_DV, x_ND):
         return optax.softmax_cross_entropy_with_integer_labels(x_ND @ w_DV, targets_N)
@@ -52,13 +52,26 @@ def test_is_the_plain_one(tokens, chunk):
         np.testing.assert_allclose(a, e, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("tokens", [4096, 4100])
+def test_bfloat16_operands_stay_close():
+    w_DV, x_ND, targets_N, weights_N = make(40)
+
+    def loss(dtype):
+        return lambda w_DV, x_ND: cross_entropy(x_ND, w_DV, targets_N, 16, dtype)
+
+    halves = value_and_gradients(loss("bfloat16"), w_DV, x_ND, weights_N)
+    wholes = value_and_gradients(loss("float32"), w_DV, x_ND, weights_N)
+    for half, whole in zip(halves, wholes, strict=True):
+        assert half.dtype == jnp.float32
+        np.testing.assert_allclose(half, whole, rtol=0, atol=0.02 * np.abs(whole).max())
+
+
+@pytest.mark.parametrize("tokens", [4096, 4099])
 def test_the_logits_are_never_held_whole(tokens):
     w_DV, x_ND = jnp.zeros((8, 2048)), jnp.zeros((tokens, 8))
     targets_N = jnp.zeros(tokens, jnp.int32)
 
     def mean(w_DV, x_ND):
-        return cross_entropy(lambda x: x @ w_DV, x_ND, targets_N, 256).mean()
+        return cross_entropy(x_ND, w_DV, targets_N, 256, "float32").mean()
 
     compiled = jax.jit(jax.grad(mean, (0, 1))).lower(w_DV, x_ND).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * 2048 * 4 / 4

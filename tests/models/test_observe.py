@@ -105,7 +105,7 @@ def test_observed_points_follow_from_one_another(config):
 
 
 @OBSERVED
-@pytest.mark.parametrize("changes", [{"layers_as": "scan"}, {"remat": True}], ids=str)
+@pytest.mark.parametrize("changes", [{"layers_as": "scan"}, {"remat": "full"}], ids=str)
 def test_observation_does_not_depend_on_the_layout_or_remat(config, changes):
     found = observed(dataclasses.replace(config, **changes))
     for name, expected in observed(config).items():
