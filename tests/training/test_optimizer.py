@@ -143,6 +143,23 @@ def run(config, rate, decay, count=5):
     return params
 
 
+def test_a_first_moment_of_bfloat16_moves_almost_as_a_whole_one():
+    config = OptimizerConfig(steps=5, moment_dtype="bfloat16")
+    start = trees(1, 1.0, 1)
+    states = jax.eval_shape(make_optimizer(config, start, 0.1, 0.1).init, start)
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(states) if leaf.ndim]
+    assert sorted(map(str, dtypes)) == ["bfloat16"] * 4 + ["float32"] * 4
+    ours, whole = (
+        run(config, 0.1, 0.1),
+        run(dataclasses.replace(config, moment_dtype="float32"), 0.1, 0.1),
+    )
+    for name, value in whole.items():
+        moved = np.abs(value - start[name]).max()
+        # The moment is rounded to 8 bits at each of the five steps.
+        np.testing.assert_allclose(ours[name], value, rtol=0, atol=5 * 2**-8 * moved)
+        assert ours[name].dtype == jnp.float32
+
+
 def test_frozen_leaves_keep_their_bits_and_others_their_multiplier():
     table = ((r"positions|bias", None), (r"scale", 0.5), (r".*", 1.0))
     config = OptimizerConfig(steps=5, clip_norm=math.inf)
