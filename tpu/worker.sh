@@ -8,9 +8,8 @@
 #   tpu/worker.sh stop                       SIGTERM: the run saves a checkpoint and ends
 #   tpu/worker.sh status                     whether it is running
 #
-# tpu/cloud.sh calls it on all workers, tpu/jobset.yaml in every pod. On a Cloud TPU slice of
-# several workers `start` sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID from
-# the machine's metadata. The log and the process id are kept in runs/.
+# tpu/cloud.sh calls it on all workers, tpu/jobset.yaml in every pod. On a Cloud TPU slice the
+# processes find each other by the machines' metadata. The log and the process id are kept in runs/.
 #
 # Options: --jax=tpu|cuda13|cpu, --lines=N, --dry_run (print the commands, run nothing), --help.
 #
@@ -19,10 +18,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-METADATA=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 LOG=runs/worker.log
 PID=runs/worker.pid
-PORT=8476
 
 fail() {
   echo "error: $1" >&2
@@ -44,28 +41,11 @@ setup() {
   [[ $jax == cpu ]] || packages+=("jax[$jax]==$version")
   # Images of Cloud TPU come with an older Python; uv, which `make` asks for one, needs no root.
   export PATH="$PATH:$HOME/.local/bin"
-  if ! sh scripts/find_python.sh >/dev/null 2>&1; then
+  if ! command -v python3.12 python3.13 uv >/dev/null; then
     execute python3 -m pip install --user --quiet uv
   fi
   execute make .venv
   execute .venv/bin/python -m pip install --quiet "${packages[@]}"
-}
-
-metadata() { curl --silent --fail -H 'Metadata-Flavor: Google' "$METADATA/$1"; }
-
-# Sets the variables by which the processes of one run find each other.
-join_slice() {
-  local endpoints count first
-  [[ -z ${JAX_COORDINATOR_ADDRESS:-} ]] || return 0
-  endpoints=$(metadata worker-network-endpoints) && [[ -n $endpoints ]] || return 0
-  count=$(tr ',' '\n' <<<"$endpoints" | grep -c .)
-  ((count > 1)) || return 0
-  # An entry is a host name, or `name:id:address`.
-  first=${endpoints%%,*}
-  export JAX_COORDINATOR_ADDRESS="${first##*:}:$PORT" JAX_NUM_PROCESSES="$count"
-  JAX_PROCESS_ID=$(metadata agent-worker-number) ||
-    fail "the metadata of this machine do not tell its number: set JAX_PROCESS_ID"
-  export JAX_PROCESS_ID
 }
 
 running() { [[ -f $PID ]] && kill -0 "$(<"$PID")" 2>/dev/null; }
@@ -79,7 +59,6 @@ start() {
     return
   fi
   command -v "$1" >/dev/null || fail "there is no command $1 here: was tpu/worker.sh setup run?"
-  join_slice
   mkdir -p runs
   setsid nohup "$@" </dev/null >"$LOG" 2>&1 &
   echo $! >"$PID"
