@@ -15,6 +15,36 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory):
+    """Flags of a small corpus of bytes, prepared, and of a tiny model on it."""
+    from lmnoise.data.packing import prepare
+
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text").mkdir()
+    for n in range(60):
+        words = " ".join(f"word{(n * k) % 17}" for k in range(80))
+        (folder / "text" / f"{n:02d}.txt").write_text(f"Document {n}: {words}.\n")
+    name = str(folder / "text")
+    prepare(name, data_dir=folder / "data", tokenizer="bytes")
+    values = {
+        "data.data_dir": folder / "data",
+        "data.source": name,
+        "data.tokenizer": "bytes",
+        "data.evaluate": f"({name!r},)",
+        "data.evaluate_windows": 8,
+        "data.length": 16,
+        "model.layers": 1,
+        "model.width": 16,
+        "model.heads": 2,
+        "model.kv_heads": 2,
+        "model.mlp_width": 32,
+        "members.rate": "(0.0, 0.4)",
+        "train.batch_size": 4,
+    }
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
 @cache
 def _registry_answers() -> bool:
     """Whether pip's configured index knows one package that the project uses anyway."""

@@ -1,11 +1,10 @@
-"""`python -m lmnoise.train` as users meet it: killed, stopped, misused, on full disks, in pairs."""
+"""`python -m lmnoise.train` as users meet it: killed, stopped, misused, on full disks."""
 
 import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-
-from lmnoise.data.packing import prepare
 
 ROOT = Path(__file__).parent.parent
 CONFIG = f"--config={ROOT}/configs/lm.py:laptop"
@@ -98,35 +95,6 @@ def server(tmp_path_factory):
     server.process.wait(30)
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Flags of a small corpus of bytes, prepared, and of a tiny model on it."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "text").mkdir()
-    for n in range(60):
-        words = " ".join(f"word{(n * k) % 17}" for k in range(80))
-        (folder / "text" / f"{n:02d}.txt").write_text(f"Document {n}: {words}.\n")
-    name = str(folder / "text")
-    prepare(name, data_dir=folder / "data", tokenizer="bytes")
-    return flags(
-        {
-            "data.data_dir": folder / "data",
-            "data.source": name,
-            "data.tokenizer": "bytes",
-            "data.evaluate": f"({name!r},)",
-            "data.evaluate_windows": 8,
-            "data.length": 16,
-            "model.layers": 1,
-            "model.width": 16,
-            "model.heads": 2,
-            "model.kv_heads": 2,
-            "model.mlp_width": 32,
-            "members.rate": "(0.0, 0.4)",
-            "train.batch_size": 4,
-        }
-    )
-
-
 def flags(values):
     return [f"--config.{key}={value}" for key, value in values.items()]
 
@@ -193,10 +161,10 @@ def assert_one_sentence(result, *words):
 
 
 @pytest.fixture(scope="module")
-def whole(server, data, tmp_path_factory):
+def whole(server, tiny_lm, tmp_path_factory):
     """The work directory of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    status, out, err = server.run(CONFIG, f"--workdir={workdir}", *data, *LONG)
+    status, out, err = server.run(CONFIG, f"--workdir={workdir}", *tiny_lm, *LONG)
     assert status == 0, err
     assert "trained 2 members" in out
     return workdir
@@ -226,8 +194,8 @@ MOMENTS = {
 }
 
 
-def test_kill_9_at_any_moment(server, data, whole, tmp_path):
-    command = [CONFIG, f"--workdir={tmp_path / 'run'}", *data, *LONG]
+def test_kill_9_at_any_moment(server, tiny_lm, whole, tmp_path):
+    command = [CONFIG, f"--workdir={tmp_path / 'run'}", *tiny_lm, *LONG]
     for moment, reached in MOMENTS.items():
         pid = server.start(*command)
         deadline = time.monotonic() + 120
@@ -244,9 +212,9 @@ def test_kill_9_at_any_moment(server, data, whole, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_saves_and_says_how_to_resume(server, data, whole, tmp_path, number):
+def test_a_signal_saves_and_says_how_to_resume(server, tiny_lm, whole, tmp_path, number):
     workdir = tmp_path / "run"
-    command = [CONFIG, f"--workdir={workdir}", *data, *LONG]
+    command = [CONFIG, f"--workdir={workdir}", *tiny_lm, *LONG]
     pid = server.start(*command)
     while not logged(workdir):
         time.sleep(0.001)
@@ -268,29 +236,29 @@ def test_a_signal_saves_and_says_how_to_resume(server, data, whole, tmp_path, nu
     assert_same_run(workdir, whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over(server, data, whole, tmp_path):
+def test_a_damaged_checkpoint_is_passed_over(server, tiny_lm, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     for file in (workdir / "checkpoints" / "160" / "states").rglob("d/*"):
         file.write_bytes(file.read_bytes()[:100])
-    status, _, err = server.run(CONFIG, f"--workdir={workdir}", *data, *LONG)
+    status, _, err = server.run(CONFIG, f"--workdir={workdir}", *tiny_lm, *LONG)
     assert status == 0, err
     assert "the checkpoint of step 160 cannot be read" in err
     assert "Traceback" not in err
     assert_same_run(workdir, whole)
     for step in (140, 160):
         shutil.rmtree(workdir / "checkpoints" / str(step) / "states")
-    result = server.run(CONFIG, f"--workdir={workdir}", *data, *LONG)
+    result = server.run(CONFIG, f"--workdir={workdir}", *tiny_lm, *LONG)
     assert_one_sentence(result, "none of the 2 checkpoints", "another --workdir")
 
 
-def test_a_work_directory_has_one_config(server, data, whole, tmp_path):
-    command = [CONFIG, f"--workdir={whole}", *data, *LONG]
+def test_a_work_directory_has_one_config(server, tiny_lm, whole, tmp_path):
+    command = [CONFIG, f"--workdir={whole}", *tiny_lm, *LONG]
     result = server.run(*command, "--config.optimizer.b2=0.9")
     assert_one_sentence(result, "config.optimizer.b2 = 0.95", "0.9")
     # Where the data lie, and on how many devices it runs, may change.
     moved = tmp_path / "moved"
-    shutil.copytree(next(f.split("=")[1] for f in data if "data_dir" in f), moved)
+    shutil.copytree(next(f.split("=")[1] for f in tiny_lm if "data_dir" in f), moved)
     changed = [f"--config.data.data_dir={moved}", "--config.mesh.data=2", "--config.train.keep=1"]
     status, _, err = server.run(*command, *changed, devices=2)
     assert status == 0, err
@@ -305,12 +273,12 @@ def test_a_work_directory_has_one_config(server, data, whole, tmp_path):
 # ---- misused ------------------------------------------------------------------------------------
 
 
-def test_values_of_overrides(server, data, tmp_path):
+def test_values_of_overrides(server, tiny_lm, tmp_path):
     """A value for a tuple is a tuple of one, and of several values for a key the last counts."""
     workdir = tmp_path / "run"
     values = ["members.rate=0.1", "optimizer.algorithm=sgd", "optimizer.decay_to=start"]
     overrides = [f"--config.{value}" for value in [*values, "optimizer.momentum=0.9"]]
-    status, _, err = server.run(CONFIG, f"--workdir={workdir}", *data, *SHORT, *overrides)
+    status, _, err = server.run(CONFIG, f"--workdir={workdir}", *tiny_lm, *SHORT, *overrides)
     assert status == 0, err
     config = json.loads((workdir / "config.json").read_text())
     assert config["members"]["rate"] == [0.1]
@@ -359,31 +327,31 @@ def test_values_of_overrides(server, data, tmp_path):
     ],
     ids=lambda value: " ".join(value) if value and "-" in value[0] else "",
 )
-def test_misuse_is_one_sentence(server, data, tmp_path, wrong, words):
-    result = server.run(CONFIG, f"--workdir={tmp_path / 'run'}", *data, *SHORT, *wrong)
+def test_misuse_is_one_sentence(server, tiny_lm, tmp_path, wrong, words):
+    result = server.run(CONFIG, f"--workdir={tmp_path / 'run'}", *tiny_lm, *SHORT, *wrong)
     assert_one_sentence(result, *words)
     assert not (tmp_path / "run").exists()
 
 
-def test_flags_that_are_required(server, data, tmp_path):
-    assert_one_sentence(server.run(CONFIG, *data), "workdir")
+def test_flags_that_are_required(server, tiny_lm, tmp_path):
+    assert_one_sentence(server.run(CONFIG, *tiny_lm), "workdir")
     assert_one_sentence(server.run(f"--workdir={tmp_path / 'run'}"), "config")
 
 
-def test_a_batch_that_the_devices_do_not_divide(server, data, tmp_path):
-    result = server.run(CONFIG, f"--workdir={tmp_path / 'run'}", *data, *SHORT, devices=8)
+def test_a_batch_that_the_devices_do_not_divide(server, tiny_lm, tmp_path):
+    result = server.run(CONFIG, f"--workdir={tmp_path / 'run'}", *tiny_lm, *SHORT, devices=8)
     assert_one_sentence(result, "config.train.batch_size is 4", "8 devices")
 
 
-def test_half_a_coordinator(server, data, tmp_path):
+def test_half_a_coordinator(server, tiny_lm, tmp_path):
     result = server.run(
-        CONFIG, f"--workdir={tmp_path}", *data, *SHORT, JAX_COORDINATOR_ADDRESS="localhost:1"
+        CONFIG, f"--workdir={tmp_path}", *tiny_lm, *SHORT, JAX_COORDINATOR_ADDRESS="localhost:1"
     )
     assert_one_sentence(result, "JAX_NUM_PROCESSES")
 
 
-def test_every_kind_and_budget_trains_in_one_population(server, data, tmp_path):
-    name = next(f.split("=")[1] for f in data if "data.source" in f)
+def test_every_kind_and_budget_trains_in_one_population(server, tiny_lm, tmp_path):
+    name = next(f.split("=")[1] for f in tiny_lm if "data.source" in f)
     kinds = "('uniform','gaussian','shuffled','repeated','dropped','stream')"
     varied = {
         "members.kind": kinds,
@@ -396,18 +364,18 @@ def test_every_kind_and_budget_trains_in_one_population(server, data, tmp_path):
         "train.log_every": 1,
     }
     workdir = tmp_path / "run"
-    status, out, err = server.run(CONFIG, f"--workdir={workdir}", *data, *flags(varied))
+    status, out, err = server.run(CONFIG, f"--workdir={workdir}", *tiny_lm, *flags(varied))
     assert status == 0, err
     assert "trained 14 members" in out
     assert {row["member"] for row in rows(workdir)} == set(range(14))
     assert all(row["loss"] > 0 for row in rows(workdir) if "loss" in row)
 
 
-def test_a_batch_whose_rows_were_all_dropped_is_no_failure(server, data, tmp_path):
+def test_a_batch_whose_rows_were_all_dropped_is_no_failure(server, tiny_lm, tmp_path):
     varied = {"members.kind": "('dropped',)", "members.rate": "(0.95,)", "train.steps": 8}
     workdir = tmp_path / "run"
     varied["train.log_every"] = 1
-    status, _, err = server.run(CONFIG, f"--workdir={workdir}", *data, *flags(varied))
+    status, _, err = server.run(CONFIG, f"--workdir={workdir}", *tiny_lm, *flags(varied))
     assert status == 0, err
     found = [row["loss"] for row in rows(workdir) if "loss" in row]
     assert None in found
@@ -433,9 +401,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_resumes(server, data, whole, small_disk):
+def test_a_full_disk_is_one_sentence_and_the_run_resumes(server, tiny_lm, whole, small_disk):
     workdir = small_disk / "run"
-    command = [CONFIG, f"--workdir={workdir}", *data, *LONG]
+    command = [CONFIG, f"--workdir={workdir}", *tiny_lm, *LONG]
     server.start(*command)
     while not checkpoints(workdir):
         time.sleep(0.001)
@@ -449,42 +417,3 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(server, data, whole, sm
     status, _, err = server.run(*command)
     assert status == 0, err
     assert_same_run(workdir, whole)
-
-
-# ---- two processes ------------------------------------------------------------------------------
-
-
-def test_two_processes_train_as_one(server, data, whole, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "lmnoise.train", CONFIG, f"--workdir={tmp_path / 'run'}"]
-    command += [*data, *LONG, "--config.mesh.data=2", "--config.train.steps=20"]
-    processes = []
-    for number in range(2):
-        env = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(number),
-        }
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        processes.append(subprocess.Popen(command, env=env, cwd=ROOT, **pipes))
-    said = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    assert "trained 2 members" in said[0]
-    assert "train:" not in said[1]
-    alone = tmp_path / "alone"
-    one = [CONFIG, f"--workdir={alone}", *data, *LONG, "--config.train.steps=20"]
-    status, _, err = server.run(*one)
-    assert status == 0, err
-    ours, theirs = rows(tmp_path / "run"), rows(alone)
-    assert len(ours) == len(theirs) > 4
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.keys() == other.keys()
-        for name, value in other.items():
-            assert mine[name] == (None if value is None else pytest.approx(value, rel=1e-5)), name
-    assert checkpoints(tmp_path / "run") == [20]
-    # One process goes on with what two have saved.
-    status, _, err = server.run(*one[:1], f"--workdir={tmp_path / 'run'}", *one[2:])
-    assert status == 0, err

@@ -104,6 +104,10 @@ trap 'pass_on INT' INT
 # Whatever ends this script ends the processes.
 trap 'for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null; done' EXIT
 
+# Even kill -9 of this script, where the system can tie them to it.
+tied=()
+if setpriv --pdeathsig KILL true 2>/dev/null; then tied=(setpriv --pdeathsig KILL); fi
+
 # A shell makes its background processes deaf to Ctrl-C unless it controls jobs; with that each
 # is also a group of its own, so that a Ctrl-C reaches it once, from here.
 set -m
@@ -111,7 +115,7 @@ for ((i = 0; i < processes; i++)); do
     mapfile -t environment < <(setting "$i")
     exec {out}> >(trap '' INT TERM HUP && exec sed -u "s/^/[$i] /")
     printers+=($!)
-    env "${environment[@]}" "$@" </dev/null >&"$out" 2>&1 &
+    "${tied[@]}" env "${environment[@]}" "$@" </dev/null >&"$out" 2>&1 &
     pids+=($!)
     exec {out}>&-
     echo "[$i] is process $!"

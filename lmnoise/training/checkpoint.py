@@ -20,7 +20,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from lmnoise import storage
 from lmnoise.errors import UserError
-from lmnoise.training import orbax_s3
+from lmnoise.training import orbax_s3, processes
 
 
 class Restored(NamedTuple):
@@ -51,6 +51,9 @@ class Checkpoints:
         _drop_chatter()
         handlers = {"states": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        if jax.process_count() > 1:
+            # Before the filter that drops the record.
+            logging.getLogger("absl").filters.insert(0, self._notice_failure)
         # The manager's own restore waits for all processes, and for ever if one cannot read.
         alone = MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
@@ -85,6 +88,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            logging.getLogger("absl").removeFilter(self._notice_failure)
             self._reader.close()
             self._manager.close()
 
@@ -135,6 +139,19 @@ class Checkpoints:
         """Deletes the checkpoints of later steps."""
         for later in [s for s in self._manager.all_steps() if s > step]:
             self._manager.delete(later)
+
+    def _notice_failure(self, record: logging.LogRecord) -> bool:
+        """Ends this process of several, as Orbax's thread says that it could not write its part.
+
+        Orbax would wait for the others before it raises, and they for this one's part.
+        """
+        if record.threadName == "async_save" and record.exc_info:
+            try:
+                with _full_disk_is_a_user_error(self.folder):
+                    raise record.exc_info[1]
+            except Exception as error:
+                processes.fail(error)
+        return True
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
         """Tells a checkpoint of another model from one that is damaged."""

@@ -121,8 +121,9 @@ def _admit(connection: socket.socket, members: dict[int, socket.socket], count: 
     connection.settimeout(None)
     if of != count:
         return f"process {number} was told of {of} processes and process 0 of {count}"
-    taken = number in members and not _has_ended(members[number])
-    if taken or not 0 < number < count:
+    if number in members and _has_ended(members[number]):
+        members.pop(number).close()  # Somebody starts those anew that end.
+    if number in members or not 0 < number < count:
         return f"two processes of {count} have the number {number}: number them from 0 on"
     members[number] = connection
     return None
@@ -324,8 +325,9 @@ class Member(threading.Thread):
 
     def _follow(self, what: str) -> None:
         if self._ending.acquire(blocking=False):
-            # A progress bar may have left the line open.
-            self._end(2, f"\nerror: {what}, so this one ends too; {AGAIN}")
+            # The progress bar of process 0 has left the line open.
+            start = "" if self._hub is None else "\n"
+            self._end(2, f"{start}error: {what}, so this one ends too; {AGAIN}")
 
     def fail(self, status: int, reason: str, say: Callable[[], None]) -> NoReturn:
         """Ends this process, and tells the others why."""

@@ -90,8 +90,9 @@ def fail(error: BaseException) -> None:
         return
     known = cli.failure(error)
     if known is None:
-        # If another process is gone, that is why this one failed, and its thread will say so.
-        time.sleep(2)
+        if isinstance(error, Exception):
+            # If another process is gone, that is why this one failed, and its thread will say so.
+            time.sleep(2)
         status, reason = 1, (str(error).strip() or type(error).__name__).splitlines()[0]
         _member.fail(status, reason, lambda: traceback.print_exception(error))
     status, sentence = known
@@ -204,6 +205,10 @@ def _start_jax(place: _Place, lost: int) -> subprocess.Popen | None:
     """Starts jax's own service, of which process 0 has the server; returns the relay to it."""
     jax.config.update("jax_enable_preemption_service", False)
     address, helper = place.address, None
+    if any(name.lower().endswith("_proxy") for name in os.environ):
+        # Clusters set proxies for the world outside, which would not find the processes.
+        os.environ.setdefault("no_grpc_proxy", f"127.0.0.1,{peers.split(address)[0]}")
+        jax.config.update("jax_check_proxy_envs", False)
     if place.number > 0:
         host, port = peers.split(address)
         # In a session of its own, so that Ctrl-C in a terminal does not reach it.
@@ -215,7 +220,6 @@ def _start_jax(place: _Place, lost: int) -> subprocess.Popen | None:
             start_new_session=True,
         )
         address = f"127.0.0.1:{int(helper.stdout.readline())}"
-        os.environ.setdefault("no_grpc_proxy", "127.0.0.1")
     # All are there, so the time to join is short; the line above is quicker than its heartbeats.
     jax.distributed.initialize(
         address,
