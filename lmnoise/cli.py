@@ -1,10 +1,13 @@
-"""What every entry point does with a failure: one sentence and an exit status."""
+"""Around the work of every entry point: compiled programs are kept, a failure is one sentence."""
 
 import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
+
+import jax
 
 from lmnoise import storage
 from lmnoise.errors import UserError
@@ -36,13 +39,30 @@ def failure(error: BaseException) -> tuple[int, str] | None:
     return None
 
 
+def keep_compiled_programs() -> None:
+    """Keeps what takes longer than 0.2 s to compile in the user's cache, up to 2 GB.
+
+    The folder is `lmnoise/compiled` under XDG_CACHE_HOME or ~/.cache; JAX_COMPILATION_CACHE_DIR
+    names another, and JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "lmnoise" / "compiled"))
+        jax.config.update("jax_compilation_cache_max_size", 2 * 10**9)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Calls `main` and exits with its status (0 for None).
+
+    Compiled programs are kept on disk, so that a second start need not compile; see
+    `keep_compiled_programs`.
 
     What `failure` knows becomes one sentence on standard error and its status; a closed pipe
     (`... | head`) ends silently with status 141. Anything else is a bug and keeps its traceback.
     """
     try:
+        keep_compiled_programs()
         status = main() or 0
         sys.stdout.flush()
     except BrokenPipeError:
