@@ -80,11 +80,11 @@ SHAPES = {
         heads=6,
         length=256,
         batch=16,
-        dispatch=1,
+        dispatch=4,
         kinds=("product", "run", *PEERS),
     ),
     "population10m": Shape(
-        layers=6, width=384, heads=6, length=64, batch=8, dispatch=1, kinds=OURS
+        layers=6, width=384, heads=6, length=64, batch=8, dispatch=4, kinds=OURS
     ),
     # A batch that leaves room for contenders who keep scores and logits whole in 80 GB.
     "gpt2": Shape(
