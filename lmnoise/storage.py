@@ -6,6 +6,7 @@ and s3fs, which are not installed with lmnoise, with the credentials that these 
 """
 
 import hashlib
+import logging
 import os
 import traceback
 from pathlib import Path
@@ -42,6 +43,8 @@ def place(folder: epath.PathLike) -> epath.Path:
             f"{folder} is no folder: name a local one, gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
         )
     package, credentials = _STORES[scheme]
+    # What they report, with a traceback, they also raise.
+    logging.getLogger(package).setLevel(logging.CRITICAL)
     bucket = epath.Path(f"{scheme}://{rest.split('/')[0]}")
     try:
         there = bucket.exists()
@@ -56,8 +59,8 @@ def place(folder: epath.PathLike) -> epath.Path:
         ) from error
     if not there:
         raise UserError(
-            f"there is no bucket {bucket} that you may read: make it, name another, or mend the "
-            f"credentials ({credentials})"
+            f"there is no bucket {bucket} that you may read: make it, name another, or check the "
+            f"network and the credentials ({credentials})"
         )
     return epath.Path(folder)
 

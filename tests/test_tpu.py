@@ -333,6 +333,14 @@ def test_names_that_yaml_reads_as_something_else_stay_names(outside):
     assert manifest["metadata"]["namespace"] == "123"
 
 
+def test_the_image_takes_what_is_there_and_what_the_launchers_run():
+    lines = (ROOT / "tpu" / "Dockerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert {"lmnoise", "configs", "tpu"} <= set(copied)
+    for pattern in copied:
+        assert list(ROOT.glob(pattern)), pattern
+
+
 TASK = """#!/bin/sh
 # srun: one task, with what SLURM would tell it.
 while [ "$1" != bash ]; do shift; done
