@@ -206,6 +206,43 @@ def test_a_disk_that_fails_under_one_process(pod, tiny_lm, tmp_path):
     assert "File too large" in error
 
 
+SPIKE = """
+import sys
+import jax
+import numpy as np
+from conftest import Toy
+from lmnoise import cli
+from lmnoise.training import processes
+from lmnoise.training.loop import LoopConfig
+from lmnoise.training.mesh import make_mesh
+
+class Halves(Toy):
+    def batches(self, index):
+        rows = slice(4 * jax.process_index(), 4 * jax.process_index() + 4)
+        return {name: leaf[:, rows] for name, leaf in super().batches(index).items()}
+
+def main():
+    with processes.joined():
+        toy = Halves(mesh=make_mesh(data=2))
+        toy.poison = {6: np.nan}
+        toy.fit(LoopConfig(steps=8, checkpoint_every=4, steps_per_dispatch=2), sys.argv[1])
+        print("read", toy.seen)
+
+cli.run(main)
+"""
+
+
+def test_processes_roll_back_together(pod, tmp_path):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "training")])
+    two = pod(2, 1, sys.executable, "-c", SPIKE, tmp_path / "run", PYTHONPATH=path)
+    assert two.finish() == 0, two.said.read_text()
+    skipped = json.loads((tmp_path / "run" / "skipped.json").read_text())
+    assert skipped[-1] == 6
+    reads = [[line for line in two.lines(n) if line.startswith("read")] for n in (0, 1)]
+    assert reads[0] == reads[1]
+    assert steps_saved(tmp_path / "run")[-1] == 8
+
+
 # ---- the end of the processes -------------------------------------------------------------------
 
 WORKER = """

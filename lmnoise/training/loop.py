@@ -81,8 +81,7 @@ def fit(
       batches: this process's rows of batch k, for any k.
       config: lengths and intervals.
       workdir: checkpoints, metrics and skipped batches live here, on storage that all
-        processes share. The step and the skipped
-        batches are the position in the data.
+        processes share. The step and the skipped batches are the position in the data.
       evaluate: the population's parameters to rows for the metrics, each with `member`.
       cost: for tokens/s and MFU.
       config_record: the config as run, stored with every checkpoint (JSON). What `start` and
@@ -190,6 +189,7 @@ class _Run:
             return None
         started, on_device = pending
         metrics = {name: np.asarray(v, np.float64) for name, v in jax.device_get(on_device).items()}
+        # These are the same on all processes, and so is what follows from them.
         # A gradient that is not finite ruins the parameters, whatever the loss was.
         sound_MK1 = np.isfinite(metrics["grad_norm"][..., :1])
         spike = self.detector.first_spike(np.where(sound_MK1, metrics["loss"], np.nan))
@@ -291,7 +291,8 @@ class _Run:
         # A checkpoint from among the suspicious steps may hold the harm already.
         first = max(0, step - self.config.spikes.skip + 1)
         self._restore(at_most=first)
-        self.checkpoints.discard_after(self.step)
+        with jax.transfer_guard("allow"):  # Processes wait for each other by a collective.
+            self.checkpoints.discard_after(self.step)
         bad = [data_index(s, self.skipped) for s in range(max(first, self.step), step + 1)]
         self.skipped = sorted(self.skipped + bad)
         event = {"event": "rollback", "spike_step": step, "spike_member": member, "skipped": bad}
@@ -300,8 +301,8 @@ class _Run:
             self.metrics.rewind(self.step)
             self._write([{"step": self.step} | event])
             tqdm.write(f"spike at step {step}: back to step {self.step}, skipping batches {bad}")
-        self.bar.n = self.bar.last_print_n = self.step
-        self.bar.initial = min(self.bar.initial, self.step)
+            self.bar.n = self.bar.last_print_n = self.step
+            self.bar.initial = min(self.bar.initial, self.step)
         self.clock = (time.perf_counter(), self.step)
 
 
