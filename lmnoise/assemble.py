@@ -224,13 +224,15 @@ def dry_run(config: ConfigDict, *, devices: int, chip: Chip | None, mfu: float) 
 def _as_on(chip: Chip, config: ConfigDict) -> ConfigDict:
     """The config with what "auto" stands for on a chip, as far as this machine can trace it.
 
-    All fused kernels for attention keep the same for the gradient, so one stands for all.
+    Fused kernels for attention keep for the gradient what `row_blocks` keeps: no scores.
     """
     config = config.copy_and_resolve_references()
-    tpu, length = "tpu" in chip.name, config.data.length
-    fused = length % 128 == 0 and (tpu or config.model.dtype == "bfloat16")
+    if "tpu" in chip.name:
+        fused = config.data.length % 128 == 0
+    else:
+        fused = config.model.dtype == "bfloat16"
     if config.model.attention in ("auto", "splash", "cudnn"):
-        config.model.attention = "splash_interpreted" if fused else "plain"
+        config.model.attention = "row_blocks" if fused else "plain"
     if config.model.layers_as == "auto":
         config.model.layers_as = "scan"
     return config

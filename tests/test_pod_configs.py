@@ -62,6 +62,7 @@ def compiled(path, preset, chip, place):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=256",
         "TPU_SKIP_MDS_QUERY": "1",  # this machine is no TPU, and need not be asked
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # beside another process that compiles
         "JAX_NUMPY_RANK_PROMOTION": "raise",
     }
     command = [sys.executable, "-c", PROGRAM, path, preset, chip, place]

@@ -25,7 +25,7 @@ def default_config() -> ConfigDict:
             dtype="float32",  # of the operands of the large products
             logits_chunk=512,  # tokens whose logits are held at once
         ),
-        mesh=dict(member=1, data=0, model=1),
+        mesh=dict(member=1, data=0, fsdp=1, model=1),  # data 0: the devices that are left
         continuation=dict(
             prompts=(
                 "The capital of France is",

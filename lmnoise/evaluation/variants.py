@@ -35,7 +35,7 @@ def evaluator(
       change: a variant of the parameters, or of anything that `loss` takes as its first argument.
       loss: `loss(params, batch, key) -> loss_BS`.
       sources: held-out text, all batches of one shape.
-      mesh: devices; rows go over the axis `data`.
+      mesh: devices; rows go over the axes `data` and `fsdp`.
       group: variants at once on a device; 0 picks 1 on CPU and elsewhere as many as fit in the
         memory that is free at the first call.
 

@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lmnoise import axes
 from lmnoise.models.products import matmul
 
 
@@ -32,7 +33,8 @@ def cross_entropy(
 
 
 def _forward(x_ND, w_DV, targets_N, chunk, dtype):
-    x_ND, w_DV = x_ND.astype(dtype), w_DV.astype(dtype)
+    # Gathered once for all chunks, where it is split over devices.
+    x_ND, w_DV = x_ND.astype(dtype), axes.keep(w_DV.astype(dtype), (), "model")
 
     def of_chunk(operands):
         x_nD, targets_n = operands
@@ -81,10 +83,10 @@ def _split(a: jax.Array, chunk: int) -> jax.Array:
 
     Chunks interleave the tokens, so that an axis N sharded over devices stays sharded within each.
     """
-    chunks = -(-len(a) // chunk)
-    rows = -(-len(a) // chunks)
+    chunks, shards = -(-len(a) // chunk), axes.shards(*axes.ROWS)
+    rows = -(-len(a) // (chunks * shards)) * shards
     a = jnp.pad(a, [(0, rows * chunks - len(a)), *[(0, 0)] * (a.ndim - 1)])
-    return a.reshape(rows, chunks, *a.shape[1:]).swapaxes(0, 1)
+    return axes.keep(a.reshape(rows, chunks, *a.shape[1:]).swapaxes(0, 1), (), axes.ROWS)
 
 
 def _join(a: jax.Array, tokens: int) -> jax.Array:

@@ -45,8 +45,8 @@ def running_bytes(
     """
     own = LanguageModel(_share(model, parts))
     again = 0.0
-    if own.config.remat:
-        whole = LanguageModel(dataclasses.replace(model.config, remat=False))
+    if own.config.remat != "none":
+        whole = LanguageModel(dataclasses.replace(model.config, remat="none"))
         kept = running_bytes(whole, length, rows, fsdp, parts)["activations"]
         again = kept / own.config.layers
     params = jax.eval_shape(own.init, jax.random.key(0))

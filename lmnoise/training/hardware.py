@@ -35,7 +35,7 @@ CHIPS = (
     Chip("l40", 362e12, 48e9, 8),
     Chip("l4", 121e12, 24e9, 8),
     Chip("v100", 125e12, 16e9, 8),
-    Chip("tpu7", 2307e12, 192e9, 4),
+    Chip("tpu7", 1153.5e12, 96e9, 8),  # Two devices a chip.
     Chip("tpu v6e", 918e12, 32e9, 4),
     Chip("tpu v6", 918e12, 32e9, 4),
     Chip("tpu v5p", 459e12, 95e9, 4),
@@ -43,7 +43,7 @@ CHIPS = (
     Chip("tpu v5e", 197e12, 16e9, 4),
     Chip("tpu v5", 459e12, 95e9, 4),  # How JAX calls v5p.
     Chip("tpu v4", 275e12, 32e9, 4),
-    Chip("tpu v3", 123e12, 32e9, 4),
+    Chip("tpu v3", 61.5e12, 16e9, 8),  # Two devices a chip.
 )
 
 

@@ -76,7 +76,7 @@ class Plan:
         """What stands against the run, with the key to change."""
         found = []
         if self.chip is not None and self.total_bytes > meshes.USABLE * self.chip.bytes:
-            keys = ["config.train.accumulate up", "config.model.remat on"]
+            keys = ["config.train.accumulate up", "config.model.remat to full"]
             if self.members > self.sizes["member"]:
                 keys.append("config.train.members_at_once down")
             if self.sizes["data"] > 1:

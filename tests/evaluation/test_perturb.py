@@ -321,7 +321,7 @@ def test_a_sweep_is_its_members_one_by_one():
     mask = jax.tree.map(lambda a: random.random(a.shape) < 0.5, params)
     members = {"strength": np.array([0.0, 0.2, 0.2]), "seed": np.array([4, 4, 9], np.int32)}
     run, loss = compiled(perturbation, lambda: model.specs), jax.jit(model.loss)
-    for mesh in (meshes.make_mesh(devices=jax.devices()[:1]), meshes.make_mesh(2, 2, 2)):
+    for mesh in (meshes.make_mesh(devices=jax.devices()[:1]), meshes.make_mesh(2, 1, 2, 2)):
         change = sensitivity(perturbation, model.specs)
         evaluate = variants.evaluator(change, model.loss, [source], mesh=mesh)
         found = evaluate(params, members, mask)["text"].losses_MD

@@ -186,7 +186,7 @@ def test_a_mask_of_nothing_changes_nothing(pair):
     )
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 4), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 2, 2), (2, 1, 2, 2)], ids=str)
 def test_meshes_agree_and_the_mask_lies_where_its_parameters_do(pair, shape):
     population = language_population(some_mask(), NOTHING, mesh=meshes.make_mesh(*shape))
     start = jax.device_get(population.init().params)
@@ -197,7 +197,7 @@ def test_meshes_agree_and_the_mask_lies_where_its_parameters_do(pair, shape):
     for after, before, frozen in zip(*leaves, strict=True):
         assert after[0][frozen].tobytes() == before[0][frozen].tobytes()
     placed = dict(tree.named_leaves(population.members["frozen"]))[QUERY]
-    assert placed.sharding.spec == PartitionSpec("member", None, "model")
+    assert placed.sharding.spec == PartitionSpec("member", "fsdp", "model")
 
 
 def test_member_arrays_stack_masks():
@@ -221,7 +221,7 @@ def given_params():
 
 
 def test_every_member_starts_from_what_is_given(same):
-    mesh = meshes.make_mesh(2, 2, 2)
+    mesh = meshes.make_mesh(2, 1, 2, 2)
     population, params = language_population(None, None, mesh=mesh), given_params()
     states = population.start(params)
     for leaf, wanted in zip(
