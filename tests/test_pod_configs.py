@@ -98,3 +98,14 @@ def test_by_the_compiler_for_tpus(chip, topology):
     assert found["kernels"] > 0  # splash attention
     assert found["arguments"] == pytest.approx(found["planned"][0], rel=0.01)  # laid out in tiles
     assert found["total"] == pytest.approx(found["planned"][1], rel=0.15)
+
+
+def test_a_dry_run_from_the_command_line():
+    flags = ["--config=configs/noise.py:pod", "--dry_run", "--dry_run_devices=256"]
+    command = [sys.executable, "-m", "lmnoise.train", *flags, "--dry_run_chip=tpu v5e", "--mfu=0.5"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "256 (tpu v5e): member 16 x data 16 x fsdp 1 x model 1" in done.stdout
+    assert "124,475,904 x 16 members" in done.stdout
+    assert "at MFU 50%" in done.stdout
