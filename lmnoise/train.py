@@ -225,7 +225,7 @@ def main() -> int:
     flags.register_multi_flags_validator(
         ["workdir", "dry_run"],
         lambda given: given["workdir"] or given["dry_run"],
-        "Flag --workdir must have a value other than None.",
+        "name the folder of the run with --workdir",
     )
     values = configs.parse(sections=configs.default_config())
     if values.dry_run:
