@@ -63,6 +63,7 @@ def update_members(
 
         def one(states, index):
             own, its_rest = jax.tree.map(lambda a: a[index], (states, rest))
+            # Read before any of it is written: else the compiler keeps a copy of all members.
             own = jax.lax.optimization_barrier(own)
             own, result = function(own, its_rest)
             return jax.tree.map(lambda a, new: a.at[index].set(new), states, own), result

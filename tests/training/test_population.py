@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from lmnoise.data.corruption import Corruption
 from lmnoise.models.transformer import LanguageModel, gpt2
 from lmnoise.training import mesh as meshes
 from lmnoise.training.optimizer import OptimizerConfig
-from lmnoise.training.population import Population, mean, member_arrays
+from lmnoise.training.population import Population, mean, member_arrays, update_members
 
 VOCAB, LENGTH, ROWS, DISPATCH = 64, 16, 8, 2
 MODEL = LanguageModel(
@@ -79,6 +80,23 @@ def test_members_differ_in_what_they_are_given(reference):
     counts = reference[1]["loss/noise"][..., 1].sum(1) / reference[1]["loss"][..., 1].sum(1)
     assert counts[0] == counts[4] == 0
     assert counts[1] == counts[2] < counts[3]  # one u for all kinds and rates of a seed
+
+
+def test_members_in_turn_take_the_memory_of_one():
+    """Beyond the states themselves, which are updated in place."""
+
+    def step(state, rate):
+        x_N, moment_N = state
+        moment_N = 0.9 * moment_N + jnp.sin(x_N)
+        return (x_N - rate * moment_N, moment_N), x_N.sum()
+
+    def all_members(states, rates):
+        return update_members(step, meshes.make_mesh(devices=jax.devices()[:1]), 1, states, rates)
+
+    size, count = 100_000, 8
+    states = (jnp.ones((count, size)), jnp.zeros((count, size)))
+    compiled = jax.jit(all_members, donate_argnums=0).lower(states, jnp.ones(count)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * 2 * 4 * size
 
 
 @pytest.mark.parametrize("group", [2, 8], ids="groups of {}".format)
