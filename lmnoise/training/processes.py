@@ -1,9 +1,15 @@
 """Several processes that train as one: they join, stop at one step, and end together.
 
-If one is killed, fails, or loses its machine, the others end with a sentence and status 2: at
-once if the system could still close its connections, otherwise within LMNOISE_LOST_TIMEOUT
-seconds (default 30), or twice that for a process that is alive but answers nothing. They wait
-LMNOISE_JOIN_TIMEOUT seconds (default 300) for each other at the start.
+If one is killed, fails, or loses its machine, the others end with a sentence and status 75
+(EX_TEMPFAIL: start all again; 2 says: mend what the sentence names first). They do so at once if
+the system could still close its connections, otherwise, or if it is stopped, when it has said
+nothing for LMNOISE_LOST_TIMEOUT seconds (default 30). They wait LMNOISE_JOIN_TIMEOUT seconds
+(default 300) for each other at the start.
+
+A process that is only busy answers: a thread of its own does it, and XLA compiles, executes and
+communicates without Python's lock. A C call that holds the lock for the whole time, such as the
+loading of a large library from a slow disk, is taken for silence; so is a machine that swaps for
+as long. Where that happens, raise LMNOISE_LOST_TIMEOUT.
 
 jax has a preemption service that also agrees on a step. It is off: it hears SIGTERM only, takes
 the signal from Python for the whole life of the process, looks once a second, and waits up to a
@@ -27,7 +33,7 @@ from jax._src.clusters import ClusterEnv, K8sCluster
 
 from lmnoise import cli
 from lmnoise.errors import UserError
-from lmnoise.training import peers, relay
+from lmnoise.training import peers, relay, roll
 
 # This process's end of the line to the others; None if it is alone.
 _member: peers.Member | None = None
@@ -153,7 +159,7 @@ def _place() -> _Place | None:
             f"from 0 to {count - 1}"
         )
     try:
-        peers.split(address)
+        roll.split(address)
     except ValueError:
         raise UserError(f"JAX_COORDINATOR_ADDRESS is {address!r}: it must be host:port") from None
     return _Place(address, count, number, None, detected=False)
@@ -184,19 +190,16 @@ def _detected() -> _Place | None:
 def _meet(place: _Place, patience: int, lost: int) -> peers.Member:
     """Calls or answers the roll; raises UserError if not all come."""
     if place.number > 0:
-        line = peers.answer_roll(place.address, place.number, place.count, patience)
-        peers.watch_machine(line, lost)
-        member = peers.Member(line, place.number, place.count)
+        line = roll.answer(place.address, place.number, place.count, patience)
+        member = peers.Member(line, place.number, place.count, lost)
     else:
-        port = peers.split(place.address)[1]
+        port = roll.split(place.address)[1]
         bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{port}")
-        others = peers.call_roll(place.address, bind, place.count, patience)
-        for line in others.values():
-            peers.watch_machine(line, lost)
+        others = roll.call(place.address, bind, place.count, patience)
         mine, its = socket.socketpair()
-        hub = peers.Hub(others | {0: its})
+        hub = peers.Hub(others | {0: its}, lost)
         hub.start()
-        member = peers.Member(mine, 0, place.count, hub)
+        member = peers.Member(mine, 0, place.count, lost, hub)
     member.start()
     return member
 
@@ -207,10 +210,10 @@ def _start_jax(place: _Place, lost: int) -> subprocess.Popen | None:
     address, helper = place.address, None
     if any(name.lower().endswith("_proxy") for name in os.environ):
         # Clusters set proxies for the world outside, which would not find the processes.
-        os.environ.setdefault("no_grpc_proxy", f"127.0.0.1,{peers.split(address)[0]}")
+        os.environ.setdefault("no_grpc_proxy", f"127.0.0.1,{roll.split(address)[0]}")
         jax.config.update("jax_check_proxy_envs", False)
     if place.number > 0:
-        host, port = peers.split(address)
+        host, port = roll.split(address)
         # In a session of its own, so that Ctrl-C in a terminal does not reach it.
         helper = subprocess.Popen(
             [sys.executable, "-I", "-S", relay.__file__, str(os.getpid()), host, str(port)],
@@ -220,7 +223,8 @@ def _start_jax(place: _Place, lost: int) -> subprocess.Popen | None:
             start_new_session=True,
         )
         address = f"127.0.0.1:{int(helper.stdout.readline())}"
-    # All are there, so the time to join is short; the line above is quicker than its heartbeats.
+    # All are there, so the time to join is short. Its heartbeats, which abort a process, are to
+    # come long after our line, which ends it with a sentence.
     jax.distributed.initialize(
         address,
         place.count,
@@ -228,7 +232,7 @@ def _start_jax(place: _Place, lost: int) -> subprocess.Popen | None:
         local_device_ids=place.devices,
         cluster_detection_method="deactivate" if place.detected else None,
         initialization_timeout=max(60, lost),
-        heartbeat_timeout_seconds=2 * lost,
+        heartbeat_timeout_seconds=max(3600, 10 * lost),
         shutdown_timeout_seconds=lost,
     )
     return helper

@@ -1,6 +1,7 @@
 """The line between processes: the roll, where all stop, and what is said of a lost one."""
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lmnoise.errors import UserError
-from lmnoise.training import peers, processes
+from lmnoise.training import peers, processes, roll
 
 
 @pytest.fixture
@@ -25,10 +26,10 @@ def address():
 
 def test_all_answer_and_the_port_is_free_for_jax(address):
     with ThreadPoolExecutor(3) as pool:
-        others = [pool.submit(peers.answer_roll, address, n, 4, 10) for n in (3, 1, 2)]
-        members = peers.call_roll(address, address, 4, 10)
+        others = [pool.submit(roll.answer, address, n, 4, 10) for n in (3, 1, 2)]
+        members = roll.call(address, address, 4, 10)
         assert sorted(members) == [1, 2, 3]
-        with socket.create_server(peers.split(address)):  # as jax does, the lines being open
+        with socket.create_server(roll.split(address)):  # as jax does, the lines being open
             pass
         for connection in (*members.values(), *(f.result() for f in others)):
             connection.close()
@@ -36,26 +37,42 @@ def test_all_answer_and_the_port_is_free_for_jax(address):
 
 def test_strangers_and_those_who_come_again_do_no_harm(address):
     with ThreadPoolExecutor(1) as pool:
-        roll = pool.submit(peers.call_roll, address, address, 3, 10)
+        called = pool.submit(roll.call, address, address, 3, 10)
         with contextlib.closing(_connected(address)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
                 assert stranger.recv(100) == b""
+        for words in (["here", "x", 3], ["here", True, 3], ["hello", 1, 2], ["here", 1], {}):
+            with contextlib.closing(_connected(address)) as stranger:
+                peers.send(stranger, words)
+                assert stranger.recv(100) == b""
         with contextlib.closing(_connected(address)) as died:
             peers.send(died, ["here", 1, 3])
             time.sleep(0.1)
-        others = [
-            threading.Thread(target=peers.answer_roll, args=(address, n, 3, 10)) for n in (1, 2)
-        ]
+        others = [threading.Thread(target=roll.answer, args=(address, n, 3, 10)) for n in (1, 2)]
         for other in others:
             other.start()
-        assert sorted(roll.result()) == [1, 2]
+        assert sorted(called.result()) == [1, 2]
+
+
+def test_a_stranger_who_never_ends_a_line_does_not_keep_the_roll(address):
+    with ThreadPoolExecutor(1) as pool:
+        called = pool.submit(roll.call, address, address, 2, 1)
+        with contextlib.closing(_connected(address)) as stranger:
+            for _ in range(100):
+                with contextlib.suppress(OSError):
+                    stranger.send(b"[")
+                if called.done():
+                    break
+                time.sleep(0.1)
+            with pytest.raises(UserError, match="numbers 1 did not come"):
+                called.result(0)
 
 
 def _connected(address):
     for _ in range(100):
         with contextlib.suppress(ConnectionError):
-            return socket.create_connection(peers.split(address))
+            return socket.create_connection(roll.split(address))
         time.sleep(0.05)
     raise AssertionError("nobody listens")
 
@@ -70,34 +87,35 @@ def _connected(address):
 )
 def test_a_roll_that_cannot_be_right_is_refused_on_both_sides(address, numbers, words):
     with ThreadPoolExecutor(3) as pool:
-        roll = pool.submit(peers.call_roll, address, address, 3, 10)
-        others = [pool.submit(peers.answer_roll, address, *who, 10) for who in numbers]
-        for future in (roll, *others):
+        called = pool.submit(roll.call, address, address, 3, 10)
+        others = [pool.submit(roll.answer, address, *who, 10) for who in numbers]
+        for future in (called, *others):
             with pytest.raises(UserError, match=words):
                 future.result()
 
 
 def test_who_is_missing_is_named(address):
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(peers.answer_roll, address, 2, 4, 1)
-        with pytest.raises(UserError, match=rf"numbers 1, 3 did not come to {address} within 1 s"):
-            peers.call_roll(address, address, 4, 1)
-        with pytest.raises(UserError, match=f"(found no process 0|process 0) at {address}"):
+        other = pool.submit(roll.answer, address, 2, 4, 10)
+        words = rf"numbers 1, 3 did not come to {address} within 1 s"
+        with pytest.raises(UserError, match=words):
+            roll.call(address, address, 4, 1)
+        with pytest.raises(UserError, match=words):
             other.result()
 
 
 def test_a_coordinator_that_never_answers_is_named(address):
     with pytest.raises(UserError, match=f"process 1 of 2 found no process 0 at {address}"):
-        peers.answer_roll(address, 1, 2, 0.3)
-    silent = socket.create_server(peers.split(address))
+        roll.answer(address, 1, 2, 0.3)
+    silent = socket.create_server(roll.split(address))
     with silent, pytest.raises(UserError, match=f"process 0 at {address} did not see all 2"):
-        peers.answer_roll(address, 1, 2, 0.3)
+        roll.answer(address, 1, 2, 0.3)
 
 
 def test_a_port_that_is_taken_is_named(address):
-    taken = socket.create_server(peers.split(address))
+    taken = socket.create_server(roll.split(address))
     with taken, pytest.raises(UserError, match=f"cannot listen on {address}.*another port"):
-        peers.call_roll(address, address, 2, 5)
+        roll.call(address, address, 2, 5)
 
 
 # ---- where all stop -----------------------------------------------------------------------------
@@ -107,8 +125,8 @@ def test_a_port_that_is_taken_is_named(address):
 def members():
     """Three processes' ends of the line, in threads of this one."""
     pairs = [socket.socketpair() for _ in range(3)]
-    hub = peers.Hub({n: its for n, (_, its) in enumerate(pairs)})
-    ends = [peers.Member(mine, n, 3) for n, (mine, _) in enumerate(pairs)]
+    hub = peers.Hub({n: its for n, (_, its) in enumerate(pairs)}, 60)
+    ends = [peers.Member(mine, n, 3, 60) for n, (mine, _) in enumerate(pairs)]
     for thread in (hub, *ends):
         thread.start()
     yield ends
@@ -116,8 +134,10 @@ def members():
         list(pool.map(lambda end: end.leave(10), ends))
     for thread in ends:
         thread.join(10)
-    for mine, its in pairs:
+    for mine, _ in pairs:
         mine.close()
+    hub.join(10)
+    for _, its in pairs:
         its.close()
 
 
@@ -183,6 +203,62 @@ def test_a_stop_before_the_first_step(members):
     for end in members:
         end.start_fit()
         assert end.reached()
+
+
+# ---- silence ------------------------------------------------------------------------------------
+
+
+def lines_of(connection):
+    """Messages as they come, to the end of the connection."""
+    with connection.makefile("r") as lines:
+        yield from map(json.loads, lines)
+
+
+def test_who_answers_stays_and_who_is_silent_is_lost():
+    pairs = [socket.socketpair() for _ in range(3)]
+    hub = peers.Hub({n: its for n, (_, its) in enumerate(pairs)}, 2)
+    hub.start()
+
+    def answer(mine):
+        for pings, (kind, *rest) in enumerate(lines_of(mine)):
+            if kind != "ping":
+                return pings, kind, rest
+            peers.send(mine, ["ping"])
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(answer, pairs[n][0]) for n in (0, 1)]
+        for future in answers:
+            pings, kind, (number, why) = future.result()
+            assert pings > 3
+            assert (kind, number) == ("lost", 2)
+            assert "said nothing for 2 s" in why
+    told = [kind for kind, *_ in lines_of_what_came(pairs[2][0])]
+    assert "lost" in told  # for when it goes on
+    for mine, _ in pairs:
+        mine.close()
+    hub.join(10)
+    assert not hub.is_alive()
+    for _, its in pairs:
+        its.close()
+
+
+def lines_of_what_came(connection):
+    connection.setblocking(False)
+    return [json.loads(line) for line in connection.recv(1 << 16).splitlines()]
+
+
+def test_a_hub_that_is_silent_is_lost(monkeypatch):
+    mine, its = socket.socketpair()
+    ends = []
+    monkeypatch.setattr(peers.Member, "_end", lambda self, *why: ends.append(why))
+    member = peers.Member(mine, 1, 2, 0.5)
+    member.start()
+    member.join(10)
+    ((status, sentence),) = ends
+    assert status == 75
+    assert "process 0 of 2 has said nothing for 0.5 s" in sentence
+    mine.close()
+    its.close()
 
 
 # ---- what the environment says ------------------------------------------------------------------
