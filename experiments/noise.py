@@ -12,6 +12,7 @@ from itertools import takewhile
 
 import jax
 import noise_report
+import orbax.checkpoint as ocp
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
@@ -27,6 +28,8 @@ from lmnoise.training import processes
 from lmnoise.training.metrics import read_rows
 
 AXES = ("seed", "kind", "rate")
+# Tokenising C4 takes hours. If process 0 fails or is lost, the others end at once all the same.
+_PATIENCE_MS = 7 * 24 * 3600 * 1000
 
 
 def arms(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -69,11 +72,18 @@ def _check(name: str, config: ConfigDict) -> None:
 
 
 def prepare_all(configs_: dict[str, ConfigDict]) -> None:
-    """Prepares every corpus that an arm reads, so that nothing is missing after hours of work."""
+    """Prepares every corpus that an arm reads, so that nothing is missing after hours of work.
+
+    In an object store process 0 does so while the others wait; they fetch what they read.
+    """
     for config in configs_.values():
+        if storage.is_remote(config.data.data_dir) and jax.process_index() > 0:
+            continue
         names = [config.data.source, config.noise.source, *config.data.evaluate]
         for name in dict.fromkeys(name for name in names if name):
             prepare(name, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
+    # Through the processes' common service: a collective of the devices gives up sooner.
+    ocp.multihost.get_barrier_sync_fn()(key="prepared", timeout_ms=_PATIENCE_MS)
 
 
 def run_arm(config: ConfigDict, workdir: epath.Path, name: str) -> Arm | None:

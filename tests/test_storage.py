@@ -8,11 +8,13 @@ both are installed.
 import contextlib
 import dataclasses
 import http.server
+import importlib
 import io
 import json
 import re
 import threading
 import urllib.parse
+from pathlib import Path
 
 import fsspec
 import jax
@@ -27,6 +29,7 @@ from orbax.checkpoint._src.path import gcs_utils
 from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.checkpoints import open_checkpoint
+from lmnoise.data import mirror
 from lmnoise.data.packing import open_packed, packed_folder, prepare
 from lmnoise.data.tokenizer import load_tokenizer
 from lmnoise.errors import UserError
@@ -34,6 +37,7 @@ from lmnoise.train import build, train
 from lmnoise.training import checkpoint
 from lmnoise.training.metrics import MetricsWriter, read_rows
 
+ROOT = Path(__file__).parent.parent
 OBJECTS = {}  # name: (generation, content) of gs://bucket
 READS = []  # names of the objects that were read through fsspec
 
@@ -209,9 +213,10 @@ def gs(google, cache):
 
 @pytest.fixture(scope="module")
 def amazon():
-    moto = pytest.importorskip("moto.server", reason="pip install 'moto[server]' s3fs")
-    s3fs = pytest.importorskip("s3fs", reason="pip install s3fs")
-    boto3 = pytest.importorskip("boto3")
+    needs = "needs `pip install 'moto[server]' s3fs`"
+    moto = pytest.importorskip("moto.server", reason=needs)
+    s3fs = pytest.importorskip("s3fs", reason=needs)
+    boto3 = pytest.importorskip("boto3", reason=needs)
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -301,10 +306,66 @@ def test_what_arrives_damaged_is_not_used(gs, cache, text):
         with pytest.raises(UserError, match=r"validation\.tokens has the SHA-256"):
             open_packed(text, "validation", **options)
     put(name, content)
+    for other in ("ends.npy", "bytes.npy", "ids.jsonl"):
+        damaged = name.replace("tokens", other)
+        whole = OBJECTS[damaged][1]
+        put(damaged, whole[:-2] + b"00")
+        with pytest.raises(UserError, match=rf"validation\.{other} has the SHA-256"):
+            open_packed(text, "validation", **options)
+        put(damaged, whole)
     open_packed(text, "validation", **options)
     del OBJECTS[name.replace("validation.tokens", "test.ids.jsonl")]
     with pytest.raises(UserError, match=r"has no test\.ids\.jsonl"):
         open_packed(text, "test", **options)
+
+
+def test_what_was_prepared_without_digests_is_still_read(gs, cache, text):
+    options = {"data_dir": "gs://bucket/data", "tokenizer": "bytes"}
+    meta = prepare(text, **options)
+    forget(cache)
+    del meta["sha256"]
+    (name,) = (n for n in OBJECTS if n.endswith("meta.json"))
+    put(name, json.dumps(meta).encode())
+    assert len(open_packed(text, "validation", **options).ids()) > 0
+
+
+def test_a_second_task_leaves_alone_what_the_first_publishes(gs, cache, text, monkeypatch):
+    options = {"data_dir": "gs://bucket/data", "tokenizer": "bytes"}
+    tasks = [threading.Thread(target=prepare, args=(text,), kwargs=options) for _ in range(2)]
+    publish, published = mirror.publish, []
+
+    def slowly(local, remote, marker):
+        monkeypatch.setattr(mirror, "publish", publish)
+        tasks[1].start()
+        tasks[1].join(0.5)  # what it does while this one publishes
+        assert OBJECTS == {}
+        publish(local, remote, marker)
+        published.append(dict(OBJECTS))
+
+    monkeypatch.setattr(mirror, "publish", slowly)
+    tasks[0].start()
+    for task in tasks:
+        task.join(60)
+    assert published == [OBJECTS]
+    assert len(open_packed(text, "train", **options).tokens) > 0
+
+
+@pytest.mark.parametrize(("data_dir", "calls"), [("gs://bucket/data", 0), ("data", 1)])
+def test_of_a_study_on_many_hosts_one_prepares_the_bucket(monkeypatch, data_dir, calls):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    noise = importlib.import_module("noise")
+    config = run_config("sotu", data_dir)
+    done, waited = [], []
+    monkeypatch.setattr(noise, "prepare", lambda name, **_: done.append(name))
+    monkeypatch.setattr(
+        noise.ocp.multihost, "get_barrier_sync_fn", lambda: lambda **key: waited.append(key)
+    )
+    for number, expected in ((0, 1), (1, calls)):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        done.clear()
+        noise.prepare_all({"tokens": config})
+        assert done == ["sotu"] * expected
+    assert len(waited) == 2
 
 
 def row(step, member=0):

@@ -4,8 +4,9 @@ A prepared corpus is the folder `<data_dir>/packed/<corpus>/<tokenizer>/` with, 
 `<split>.tokens` (little-endian uint16, or uint32 for more than 65,536 tokens; every document
 followed by the separator), `<split>.ends.npy` (int64, where each document ends, separator
 included), `<split>.bytes.npy` (int64, UTF-8 bytes of each document), `<split>.ids.jsonl` (one
-JSON string a document), and `meta.json`, written last. In a data directory of an object store
-they are the same, and each machine maps its own copy, see `lmnoise.data.mirror`.
+JSON string a document), and `meta.json`, written last, with the SHA-256 of each of the others. In
+a data directory of an object store they are the same, and each machine maps its own copy, see
+`lmnoise.data.mirror`.
 """
 
 import array
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from lmnoise import storage
 from lmnoise.data import mirror, user_files
 from lmnoise.data.corpora import Corpus, open_corpus, require_known
-from lmnoise.data.files import atomic_folder, locked
+from lmnoise.data.files import atomic_folder, locked, sha256_file
 from lmnoise.data.names import CorpusName, Document
 from lmnoise.data.splits import SPLITS
 from lmnoise.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_slug
@@ -93,10 +94,12 @@ def open_packed(
     if storage.is_remote(folder):
         local_dir = mirror.local_data_dir(data_dir)
         local = packed_folder(name, data_dir=local_dir, tokenizer=tokenizer)
-        digests = {f"{s}.tokens": e["sha256"] for s, e in read_meta(folder)["splits"].items()}
+        meta = read_meta(folder)
+        digests = {f"{s}.tokens": e["sha256"] for s, e in meta["splits"].items()}
         kinds = ("tokens", "ends.npy", "bytes.npy", "ids.jsonl")
         names = [f"{split}.{kind}" for kind in kinds] if f"{split}.tokens" in digests else []
-        mirror.fetch(folder, local, META, names, digests)
+        # Corpora that an earlier version prepared have no digests of the other files.
+        mirror.fetch(folder, local, META, names, digests | meta.get("sha256", {}))
         folder = local
     return _open_folder(folder, split, bos_id)
 
@@ -193,10 +196,12 @@ def prepare(
         corpus = open_corpus(corpus_name.base, data_dir, on_decode_error)
         with atomic_folder(folder) as temporary:
             splits = _write_splits(temporary, corpus, corpus_name, encoder)
+            others = [file for file in sorted(temporary.iterdir()) if file.suffix != ".tokens"]
             meta = head | {
                 "source": corpus.provenance,
                 "counts": dict(corpus.counts),
                 "splits": splits,
+                "sha256": {file.name: sha256_file(file) for file in others},
                 "prepared": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
             (temporary / META).write_text(json.dumps(meta, indent=1) + "\n")
@@ -210,13 +215,18 @@ def _prepare_remote(
     local_dir = mirror.local_data_dir(data_dir)
     remote = packed_folder(name, data_dir=data_dir, tokenizer=tokenizer)
     local = packed_folder(name, data_dir=local_dir, tokenizer=tokenizer)
-    if (remote / META).exists():
-        mirror.fetch(remote, local, META)
-    else:
-        shutil.rmtree(local, ignore_errors=True)
-    load_tokenizer(tokenizer, data_dir)  # published too, or taken from there
-    meta = prepare(name, data_dir=local_dir, tokenizer=tokenizer, on_decode_error=on_decode_error)
-    mirror.publish(local, remote, META)
+    # One at a time on this machine, until it is published: a second one drops no files under it.
+    with locked(local.with_name(f"{local.name}.published")):
+        if (remote / META).exists():
+            mirror.fetch(remote, local, META)
+        else:
+            with locked(local):
+                shutil.rmtree(local, ignore_errors=True)
+        load_tokenizer(tokenizer, data_dir)  # published too, or taken from there
+        meta = prepare(
+            name, data_dir=local_dir, tokenizer=tokenizer, on_decode_error=on_decode_error
+        )
+        mirror.publish(local, remote, META)
     return meta
 
 
