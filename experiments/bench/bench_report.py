@@ -12,6 +12,9 @@ from protocol import Worker
 from lmnoise.errors import UserError
 from lmnoise.report import Table, write_csv, write_report
 
+# Of the machine's CPU time: with more taken by other processes nothing may be quoted.
+BUSY = 0.05
+
 
 @dataclasses.dataclass
 class Result:
@@ -256,7 +259,7 @@ def quiet(share: float) -> str:
     if np.isnan(share):
         return "How busy other processes kept the machine is unknown on this system."
     text = f"Other processes took {share:.0%} of the machine's CPU time during the turns."
-    if share < 0.05:
+    if share < BUSY:
         return text
     return f"""{text} **So it was not quiet, and no rate or ratio may be quoted**: contenders
 suffer unequally, most of all PyTorch on a CPU, whose threads wait for one another at the end of
@@ -283,7 +286,8 @@ least one, and ends when the device is done. {_residence(config)} Between turns 
   OMP_WAIT_POLICY={policy} for PyTorch's threads.
 - nanodo: its own model, loss, optimizer and `Trainer` from train.py, with its metrics of gradients,
   parameters and updates at every step and without its statistics by layer; what its reading of
-  corpora and its logging import is not loaded.
+  corpora and its logging import is not loaded. Its logits are float32 products also in bf16, as
+  its model has them.
 - TFLOP/s: for all 6 a parameter that multiplies and token, and 12 L D S a token for attention,
   causality not deducted (arXiv 2204.02311, appendix B). The column `peak` says what they are a
   share of: the data sheet's dense bf16 rate, or, where none is on record as on a CPU, square

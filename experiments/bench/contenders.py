@@ -171,7 +171,7 @@ def contenders(
 
 
 def parse_variants(text: str) -> dict[str, dict[str, Any]]:
-    """From `layers_as=scan;model.remat=True,dispatch=5` to the settings of each variant.
+    """From `layers_as=scan;model.remat=full,dispatch=5` to the settings of each variant.
 
     Returns:
       By the variant's text: `{"model": {...}, "optimizer": {...}, "dispatch": n}`, of which the

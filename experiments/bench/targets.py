@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from bench_report import Measured, Result, find, span
-from contenders import Shape
+from bench_report import BUSY, Measured, Result, crowding, find, span
+from contenders import SHAPES, Shape
 
 from lmnoise.report import Table
 
@@ -25,6 +25,7 @@ class Target(NamedTuple):
     least: float
 
 
+MEMBERS = 8  # of the target for populations
 NANOGPT = ("nanogpt", "nanogpt-compile")
 TARGETS = (
     Target("ahead of PyTorch in f32", True, ("small", "large"), "f32", "run", NANOGPT, 1.0),
@@ -60,15 +61,20 @@ TARGETS = (
 )
 
 
-def targets_table(measured: Measured) -> Table:
-    """What each target asks, what was measured, and whether it was met."""
+def targets_table(measured: Measured, cores: int) -> Table:
+    """What each target asks, what was measured, and whether it was met.
+
+    A target holds for its own batch and members, and on a machine that does nothing else.
+    """
     rows = []
+    results = [result for _, found in measured.values() for result in found]
+    busy = crowding(results, cores) >= BUSY
     for target in TARGETS:
         for name in target.shapes:
             shape, results = measured.get(name, (None, ()))
             machine = "CPU" if target.on_cpu else "H100-class GPU"
             row = [target.text, machine, name, target.operands]
-            rows.append([*row, *_verdict(target, shape, results)])
+            rows.append([*row, *_verdict(target, name, shape, results, busy)])
     header = ["target", "on", "shape", "operands", "measured", "verdict"]
     caption = (
         "Targets: the median over the rounds decides. Ratios are of the same round, to the fastest "
@@ -77,7 +83,9 @@ def targets_table(measured: Measured) -> Table:
     return Table(header, rows, caption)
 
 
-def _verdict(target: Target, shape: Shape | None, results: Sequence[Result]) -> tuple[str, str]:
+def _verdict(
+    target: Target, name: str, shape: Shape | None, results: Sequence[Result], busy: bool
+) -> tuple[str, str]:
     ours = find(results, target.ours, operands=target.operands)
     peers = [find(results, kind, operands=target.operands) for kind in target.theirs]
     peers = [peer for peer in peers if peer is not None]
@@ -95,4 +103,10 @@ def _verdict(target: Target, shape: Shape | None, results: Sequence[Result]) -> 
         target.on_cpu or "h100" in device or "h200" in device
     ):
         return text, f"not measured on its machine, but on {device}"
+    if shape.batch != SHAPES[name].batch:
+        return text, f"not measured with its {SHAPES[name].batch} rows"
+    if ours.contender.members not in (1, MEMBERS):
+        return text, f"not measured with {MEMBERS} members"
+    if busy:
+        return text, "not measured on a quiet machine"
     return text, "met" if np.median(values) >= target.least else "not met"

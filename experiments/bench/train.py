@@ -12,7 +12,7 @@ device that only one may hold (TPU) or that they fill.
 
 Levers are measured as variants of a single run, each beside the library's own choices:
 
-    --variants="layers_as=scan;attention=plain,model.remat=True;optimizer.clip_norm=2.0;dispatch=5"
+    --variants="layers_as=scan;attention=plain,model.remat=full;optimizer.clip_norm=2.0;dispatch=5"
 """
 
 import dataclasses
@@ -220,7 +220,7 @@ def main() -> None:
     # Only now, because it takes hold of the devices.
     config = settings(values, shapes)
     origin = provenance(config, [SEED])
-    extra = [targets_table(measured), *left_out]
+    extra = [targets_table(measured, origin["machine"]["cores"]), *left_out]
     print(bench_report.write(Path(values.out), measured, extra, origin, config))
 
 

@@ -159,11 +159,11 @@ def test_contenders():
 
 
 def test_variants():
-    text = "layers_as=scan; model.remat=True,optimizer.b1=0.8 ;dispatch=5"
+    text = "layers_as=scan; model.remat=full,optimizer.b1=0.8 ;dispatch=5"
     variants = contenders.parse_variants(text)
     assert variants == {
         "layers_as=scan": {"model": {"layers_as": "scan"}},
-        "model.remat=True,optimizer.b1=0.8": {"model": {"remat": True}, "optimizer": {"b1": 0.8}},
+        "model.remat=full,optimizer.b1=0.8": {"model": {"remat": "full"}, "optimizer": {"b1": 0.8}},
         "dispatch=5": {"dispatch": 5},
     }
     planned = plan(named=["run-f32", "run-bf16"], variants=variants)
@@ -396,8 +396,10 @@ def test_the_data_sheet_is_the_peak_where_there_is_one():
     assert unknown.count("unknown") == 2
 
 
-def verdicts(**measured):
-    rows = table_rows(targets.targets_table(measured))
+def verdicts(cores=100, rows=None, **measured):
+    at = {n: dataclasses.replace(SHAPE, batch=rows or contenders.SHAPES[n].batch) for n in measured}
+    measured = {name: (at[name], results) for name, results in measured.items()}
+    rows = table_rows(targets.targets_table(measured, cores))
     return {(r["target"], r["shape"]): r["verdict"] for r in rows if r["measured"]}
 
 
@@ -408,21 +410,31 @@ def test_targets():
         [result(kind, 1, steps, [1.0, 1.0], o) for o in ("f32", "bf16")]
         for kind, steps in (("nanogpt", 2), ("nanogpt-compile", 4))
     )
-    assert verdicts(small=(SHAPE, [*ours, *slow, *fast])) == {
+    assert verdicts(small=[*ours, *slow, *fast]) == {
         ("ahead of PyTorch in f32", "small"): "not met",
         ("within 1.5 times of PyTorch in bf16", "small"): "met",
     }
-    assert verdicts(large=(SHAPE, [*ours, *slow]))[("ahead of PyTorch in f32", "large")] == "met"
+    assert verdicts(large=[*ours, *slow])[("ahead of PyTorch in f32", "large")] == "met"
     gpu = [result("run", 1, 60_000, [1.0], "bf16", device="NVIDIA H100 80GB HBM3")]
     gpu += [result("nanodo", 1, 40_000, [1.0], "bf16", device="NVIDIA H100 80GB HBM3")]
-    assert verdicts(gpt2=(SHAPE, gpu)) == {
+    assert verdicts(gpt2=gpu) == {
         ("45 % of 989 TFLOP/s: 519,000 tokens/s", "gpt2"): "met",
         ("twice nanodo", "gpt2"): "not met",
     }
     population = [result("population", 8, 1, [1.0], "bf16", device="cpu"), ours[1]]
-    assert set(verdicts(population10m=(SHAPE, population)).values()) == {
+    assert set(verdicts(population10m=population).values()) == {
         "not measured on its machine, but on cpu"
     }
+
+
+def test_a_target_is_for_its_own_rows_and_members_on_a_quiet_machine():
+    gpu = {"device": "NVIDIA H100 80GB HBM3"}
+    one = result("run", 1, 60_000, [1.0], "bf16", **gpu)
+    assert set(verdicts(gpt2=[one]).values()) == {"met"}
+    assert set(verdicts(gpt2=[one], rows=1).values()) == {"not measured with its 16 rows"}
+    assert set(verdicts(gpt2=[one], cores=2).values()) == {"not measured on a quiet machine"}
+    many = [result("population", 16, 60_000, [1.0], "bf16", **gpu), one]
+    assert set(verdicts(population10m=many).values()) == {"not measured with 8 members"}
 
 
 def test_crowding_is_a_share_of_all_cores():

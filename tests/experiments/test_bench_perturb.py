@@ -88,7 +88,7 @@ def result(kind, seconds, unperturbed=4.0):
     facts = {"parameters": 10, "device": "chip", "versions": {}, "unperturbed": unperturbed}
     done = SimpleNamespace(facts=facts, memory=2**20, compile=1.0, first_step=2.0, idle_cpu=0.0)
     turns = [{"seconds": s, "cpu": 2 * s, "others": 0.0, "loss": 4.0} for s in seconds]
-    return bench_report.Result(contender, done, turns)
+    return bench_report.Result(contender, done, 1, turns=turns)
 
 
 def test_ratios_are_of_the_same_round():
