@@ -339,8 +339,9 @@ def test_flags_that_are_required(server, tiny_lm, tmp_path):
 
 
 def test_a_batch_that_the_devices_do_not_divide(server, tiny_lm, tmp_path):
-    result = server.run(CONFIG, f"--workdir={tmp_path / 'run'}", *tiny_lm, *SHORT, devices=8)
-    assert_one_sentence(result, "config.train.batch_size is 4", "8 devices")
+    flags = [*tiny_lm, *SHORT, "--config.mesh.data=8"]
+    result = server.run(CONFIG, f"--workdir={tmp_path / 'run'}", *flags, devices=8)
+    assert_one_sentence(result, "config.train.batch_size", "4 rows", "8 devices")
 
 
 def test_half_a_coordinator(server, tiny_lm, tmp_path):

@@ -43,8 +43,11 @@ def test_of_operands_that_are_transposed_and_of_results_that_will_be(n, d, f, x_
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_of_stacks(dtype):
     x, w = draw(0, 2, 3, 5, 16), draw(1, 2, 3, 16, 24)
-    y = jax.jit(matmul)(x.astype(dtype), w.swapaxes(2, 3).swapaxes(2, 3).astype(dtype))
-    assert_near(y, x.astype(np.float64) @ w)
+    x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+    expected = np.float64(x) @ np.float64(w)
+    assert_near(jax.jit(matmul)(x, w), expected)
+    by_column = jax.jit(lambda x, w: matmul(x.swapaxes(2, 3), w.swapaxes(2, 3)).swapaxes(2, 3))
+    assert_near(by_column(x.swapaxes(2, 3), w.swapaxes(2, 3)), expected.swapaxes(2, 3))
 
 
 def sum_of_squares(x_ND, w_DF):
