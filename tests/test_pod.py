@@ -132,10 +132,38 @@ def parameters(workdir, step):
 # ---- training -----------------------------------------------------------------------------------
 
 
+# One process stands still, and with it all, until what it has begun to save is on disk; then it
+# signals itself. Of a signal that asks for a stop it waits for the others' answer.
+CULPRIT = """
+import os, runpy, signal, sys, time
+from pathlib import Path
+from lmnoise.training import peers
+
+_, number, name, folder, began, *sys.argv[1:] = sys.argv
+reached, calls = peers.Member.reached, 0
+
+def saved():
+    return [int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()]
+
+def reached_by_the_culprit(member):
+    global calls
+    calls += 1
+    if calls == 6 and member.number == int(number):  # after 10 steps
+        while max(saved(), default=0) <= int(began):
+            time.sleep(0.01)
+        os.kill(os.getpid(), getattr(signal, name))
+        while not member._held and member._stop_after is None:
+            time.sleep(0.01)
+    return reached(member)
+
+peers.Member.reached = reached_by_the_culprit
+runpy.run_module("lmnoise.train", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_one_run_on_four_two_and_one_processes_that_are_killed_and_stopped(pod, tiny_lm, tmp_path):
     """Every part begins where another topology, however it ended, has saved."""
     flags = [*tiny_lm, *(f"--config.{key}={value}" for key, value in RUN.items())]
-    train = [sys.executable, "-m", "lmnoise.train", f"--config={ROOT}/configs/lm.py:laptop"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     settings = {
         "LMNOISE_LOST_TIMEOUT": "20",
@@ -144,37 +172,37 @@ def test_one_run_on_four_two_and_one_processes_that_are_killed_and_stopped(pod, 
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
-    def start(processes, devices, workdir):
-        return pod(processes, devices, *train, f"--workdir={workdir}", *flags, **settings)
+    def start(processes, devices, workdir, *command):
+        command = command or ["-m", "lmnoise.train"]
+        flags_of = [f"--config={ROOT}/configs/lm.py:laptop", f"--workdir={workdir}", *flags]
+        return pod(processes, devices, sys.executable, *command, *flags_of, **settings)
 
-    def run_until_saved(processes, devices):
-        before = max(steps_saved(run), default=0)
-        started = start(processes, devices, run)
-        started.wait_for(lambda: max(steps_saved(run), default=0) > before)
-        return started
+    def run_and_signal(processes, devices, number, name):
+        """Signals one process as soon as it has saved again."""
+        began = max(steps_saved(run), default=0)
+        culprit = ["-c", CULPRIT, str(number), name, str(run / "checkpoints"), str(began)]
+        return start(processes, devices, run, *culprit)
 
     alone = start(1, 8, whole)
     assert alone.finish() == 0, alone.said.read_text()
     assert steps_saved(whole) == [50, 60]
 
-    four = run_until_saved(4, 2)
-    four.kill(2, signal.SIGKILL)
-    assert four.finish() != 0
+    four = run_and_signal(4, 2, 2, "SIGKILL")
+    assert four.finish() == 128 + signal.SIGKILL
     for number in (0, 1, 3):
         (error,) = four.errors(number)
         assert "process 2 of 4 is gone" in error
         assert "the same command on all of them resumes the run" in error
     assert "Traceback" not in four.said.read_text()
+    assert 10 <= steps_saved(run)[-1] < 60
 
-    two = run_until_saved(2, 4)
-    two.kill(0, signal.SIGKILL)
-    assert two.finish() != 0
+    two = run_and_signal(2, 4, 0, "SIGKILL")
+    assert two.finish() == 128 + signal.SIGKILL
     (error,) = two.errors(1)
     assert "process 0 of 2 is gone" in error
     assert "***" not in two.said.read_text()  # jax's own way to abort
 
-    two = run_until_saved(2, 4)
-    two.kill(1, signal.SIGTERM)
+    two = run_and_signal(2, 4, 1, "SIGTERM")
     assert two.finish() == 0, two.said.read_text()
     assert f"stopped and saved in {run}; the same command resumes the run" in two.lines(0)
     assert not [line for line in two.lines(1) if "saved" in line]
@@ -215,6 +243,7 @@ from lmnoise import cli
 from lmnoise.training import processes
 from lmnoise.training.loop import LoopConfig
 from lmnoise.training.mesh import make_mesh
+from lmnoise.training.spikes import SpikeConfig
 
 class Halves(Toy):
     def batches(self, index):
@@ -225,7 +254,9 @@ def main():
     with processes.joined():
         toy = Halves(mesh=make_mesh(data=2))
         toy.poison = {6: np.nan}
-        toy.fit(LoopConfig(steps=8, checkpoint_every=4, steps_per_dispatch=2), sys.argv[1])
+        spikes = SpikeConfig(max_rollbacks=int(sys.argv[2]))
+        config = LoopConfig(steps=8, checkpoint_every=4, steps_per_dispatch=2, spikes=spikes)
+        toy.fit(config, sys.argv[1])
         print("read", toy.seen)
 
 cli.run(main)
@@ -234,13 +265,23 @@ cli.run(main)
 
 def test_processes_roll_back_together(pod, tmp_path):
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "training")])
-    two = pod(2, 1, sys.executable, "-c", SPIKE, tmp_path / "run", PYTHONPATH=path)
+    two = pod(2, 1, sys.executable, "-c", SPIKE, tmp_path / "run", 3, PYTHONPATH=path)
     assert two.finish() == 0, two.said.read_text()
     skipped = json.loads((tmp_path / "run" / "skipped.json").read_text())
     assert skipped[-1] == 6
     reads = [[line for line in two.lines(n) if line.startswith("read")] for n in (0, 1)]
     assert reads[0] == reads[1]
     assert steps_saved(tmp_path / "run")[-1] == 8
+
+
+def test_what_all_fail_of_leaves_what_was_being_saved(pod, tmp_path):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "training")])
+    two = pod(2, 1, sys.executable, "-c", SPIKE, tmp_path / "run", 0, PYTHONPATH=path)
+    assert two.finish() == 2, two.said.read_text()
+    for number in (0, 1):  # the other may hear of it before it says so itself
+        (error,) = two.errors(number)
+        assert "failed again at step 6 after 0 rollbacks" in error
+    assert steps_saved(tmp_path / "run") == [4]
 
 
 # ---- the end of the processes -------------------------------------------------------------------
@@ -267,30 +308,46 @@ cli.run(main)
 
 
 @pytest.mark.parametrize(
-    ("mode", "culprit", "says", "others_say"),
+    ("mode", "culprit", "status", "says", "others_say"),
     [
         (
             "mistake",
             1,
+            2,
             "error: no such thing: name another",
             "failed (no such thing: name another)",
         ),
-        ("bug", 0, "RuntimeError: a bug", "failed (a bug)"),
+        ("bug", 0, 1, "RuntimeError: a bug", "failed (a bug)"),
         (
             "late",
             0,
+            2,
             "error: the run is done, but not all",
             "process 0 of 2 failed (the run is done",
         ),
     ],
 )
-def test_what_one_process_fails_of_ends_the_other(pod, mode, culprit, says, others_say):
-    two = pod(2, 2, sys.executable, "-c", WORKER, mode, LMNOISE_LOST_TIMEOUT="1")
-    assert two.finish() != 0
+def test_what_one_process_fails_of_ends_the_other(pod, mode, culprit, status, says, others_say):
+    two = pod(2, 2, sys.executable, "-c", WORKER, mode, LMNOISE_LOST_TIMEOUT="3")
+    assert two.finish() == status
     assert "joined 2 4" in two.lines(0)
     assert any(line.startswith(says) for line in two.lines(culprit)), two.said.read_text()
     (error,) = two.errors(1 - culprit)
     assert others_say in error
+    assert "***" not in two.said.read_text()
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_is_alive_but_answers_nothing_is_lost(pod, stopped):
+    two = pod(2, 1, sys.executable, "-c", WORKER, "wait", LMNOISE_LOST_TIMEOUT="3")
+    two.wait_for(lambda: all("joined 2 2" in two.lines(n) for n in (0, 1)))
+    two.kill(stopped, signal.SIGSTOP)
+    two.wait_for(lambda: two.errors(1 - stopped))
+    (error,) = two.errors(1 - stopped)
+    assert f"process {stopped} of 2 has said nothing for 3 s" in error
+    two.kill(stopped, signal.SIGCONT)
+    assert two.finish() == 75  # and so it ends when it goes on
+    assert len(two.errors(stopped)) == 1
     assert "***" not in two.said.read_text()
 
 
@@ -313,7 +370,9 @@ def simulate(*arguments):
         (("2", "4x", "true"), "D must be a number from 1 to 512, not '4x'"),
         (("2", "99999999999999999999", "true"), "D must be a number"),
         (("2", "4", "no_such_command"), "no command 'no_such_command'"),
-        (("--dry-run", "2", "4", "true"), "no option --dry-run"),
+        (("--dry-run", "2", "4", "true"), "unknown argument --dry-run"),
+        (("--port=70000", "2", "4", "true"), "--port must be a number from 1 to 65535"),
+        (("--port=", "2", "4", "true"), "--port must be a number"),
     ],
 )
 def test_misuse_of_the_simulator_is_one_sentence(arguments, words):
@@ -327,23 +386,27 @@ def test_misuse_of_the_simulator_is_one_sentence(arguments, words):
 def test_help_and_a_dry_run_start_nothing(tmp_path):
     status, out, _ = simulate("--help")
     assert status == 0
-    assert out.startswith("usage: tpu/simulate.sh")
-    status, out, err = simulate("--dry_run", "2", "3", "touch", str(tmp_path / "a b"))
+    assert "tpu/simulate.sh 2 4 python" in out
+    assert "Stop: Ctrl-C" in out
+    status, out, err = simulate(
+        "--port=30001", "--dry_run", "2", "3", "touch", str(tmp_path / "a b")
+    )
     assert status == 0, err
     first, second = out.splitlines()
     assert "JAX_PROCESS_ID=0" in first
     assert "JAX_PROCESS_ID=1" in second
+    assert "JAX_COORDINATOR_ADDRESS=127.0.0.1:30001" in second
     assert "xla_force_host_platform_device_count=3" in first
     assert first.endswith("a\\ b")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_first_failure_is_the_status_and_all_output_arrives(pod):
-    shell = 'echo "line of $JAX_PROCESS_ID of $JAX_NUM_PROCESSES"; exit $((JAX_PROCESS_ID * 3))'
-    three = pod(3, 1, "sh", "-c", shell)
-    assert three.finish() == 3
-    for number in range(3):
-        assert three.lines(number)[1:] == [f"line of {number} of 3"]
+    shell = 'echo "line of $JAX_PROCESS_ID of $JAX_NUM_PROCESSES"; shift $JAX_PROCESS_ID; exit $1'
+    four = pod(4, 1, "sh", "-c", shell, "sh", 0, 75, 3, 6)
+    assert four.finish() == 3
+    for number in range(4):
+        assert four.lines(number)[1:] == [f"line of {number} of 4"]
 
 
 def test_signals_are_passed_on(pod):

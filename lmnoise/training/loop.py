@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from lmnoise.errors import UserError
@@ -258,6 +259,18 @@ class _Run:
         with jax.transfer_guard("allow"):
             self.checkpoints.save(self.step, self.states, meta)
 
+    def _settle(self) -> None:
+        """Brings what is under way to disk, before all processes fail alike.
+
+        The first that fails ends the others, and none of them closes its run then. What does not
+        come to its end is bounded by Orbax (twenty minutes) and by the object store's retries.
+        """
+        with jax.transfer_guard("allow"):
+            self.checkpoints.wait()
+            if self.metrics is not None:
+                self.metrics.sync()
+            multihost_utils.sync_global_devices("settled")
+
     def _restore(self, at_most: int | None = None) -> None:
         self.states = None  # Frees the old ones first.
         with jax.transfer_guard("allow"):
@@ -281,6 +294,7 @@ class _Run:
     def _roll_back(self, step: int, member: int) -> None:
         self.rollbacks += 1
         if self.rollbacks > self.config.spikes.max_rollbacks:
+            self._settle()
             raise UserError(
                 f"the loss of member {member} (see members.csv) failed again at step {step} after "
                 f"{self.config.spikes.max_rollbacks} rollbacks: lower its learning rate, leave it "

@@ -229,22 +229,21 @@ class Member(threading.Thread):
 
     def _follow(self, what: str) -> None:
         if self._ending.acquire(blocking=False):
-            # The progress bar of process 0 has left the line open.
-            start = "" if self._hub is None else "\n"
-            self._end(FOLLOWED, f"{start}error: {what}, so this one ends too; {AGAIN}")
+            sentence = f"error: {what}, so this one ends too; {AGAIN}"
+            self._end(FOLLOWED, lambda: print(sentence, file=sys.stderr))
 
     def fail(self, status: int, reason: str, say: Callable[[], None]) -> NoReturn:
         """Ends this process, and tells the others why."""
         if not self._ending.acquire(blocking=False):
             self.join()  # The thread is ending the process.
-        say()
         send(self._connection, ["failed", reason])
-        self._end(status, "")
+        self._end(status, say)
 
-    def _end(self, status: int, sentence: str) -> NoReturn:
+    def _end(self, status: int, say: Callable[[], None]) -> NoReturn:
         """Without jax's exit, which waits for the others and aborts if they do not come."""
-        if sentence:
-            print(sentence, file=sys.stderr)
+        if self._hub is not None:
+            print(file=sys.stderr)  # The progress bar of process 0 has left the line open.
+        say()
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
