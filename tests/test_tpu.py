@@ -134,6 +134,7 @@ def test_the_manifest_has_a_header_too():
         ("cloud", ("create", *SLICE), "--type"),
         ("cloud", ("create", *SLICE, "--type=v6e"), "--type"),
         ("cloud", ("create", *SLICE, "--type=v9-16"), "--runtime"),
+        ("cloud", ("create", *SLICE, "--type=v5e-16"), "v5litepod-16"),
         ("cloud", ("create", *SLICE, "--type=v6e-16", "--valid_for=soon"), "--valid_for"),
         ("cloud", ("create", *SLICE, "--type=v6e-16", "--project=$(id)"), "--project"),
         ("cloud", ("run", *SLICE), "after --"),
@@ -265,7 +266,10 @@ FIELDS = {
     "spec": {"network", "failurePolicy", "successPolicy", "replicatedJobs", "startupPolicy"},
     "spec.network": {"enableDNSHostnames", "subdomain", "publishNotReadyAddresses"},
     "spec.failurePolicy": {"maxRestarts", "rules", "restartStrategy"},
-    "job": {"parallelism", "completions", "completionMode", "backoffLimit", "template"},
+    "job": {
+        "parallelism", "completions", "completionMode", "backoffLimit", "podFailurePolicy",
+        "template",
+    },
     "pod": {
         "restartPolicy", "serviceAccountName", "terminationGracePeriodSeconds", "nodeSelector",
         "tolerations", "containers",
@@ -299,6 +303,12 @@ def test_the_manifest_is_a_jobset_that_resumes(outside):
     # A failed pod fails its job, and the JobSet, not the job, starts all pods again.
     assert (pod["restartPolicy"], job["backoffLimit"]) == ("Never", 0)
     assert spec["failurePolicy"]["maxRestarts"] == 100
+    # But not for what must be mended.
+    (rule,) = job["podFailurePolicy"]["rules"]
+    codes = {"containerName": container["name"], "operator": "In", "values": [2]}
+    assert rule == {"action": "FailJob", "onExitCodes": codes}
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     assert pod["terminationGracePeriodSeconds"] >= 300
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
@@ -341,11 +351,27 @@ def test_the_image_takes_what_is_there_and_what_the_launchers_run():
         assert list(ROOT.glob(pattern)), pattern
 
 
-TASK = """#!/bin/sh
-# srun: one task, with what SLURM would tell it.
+# Stand-ins for one task of a step. Like the real one, srun kills its tasks when it gets SIGTERM,
+# and scancel signals all processes of the step; SLURM does so too when a job is cancelled.
+SRUN = """#!/bin/bash
 while [ "$1" != bash ]; do shift; done
 export SLURM_NTASKS=2 SLURM_PROCID=1
-exec "$@"
+setsid "$@" &
+echo $! > "$STEP"
+trap 'echo "forcing job termination"; kill -KILL -- "-$(cat "$STEP")"; exit 143' TERM
+wait $!
+"""
+SCANCEL = """#!/bin/bash
+[ "$*" = "--signal=USR1 4097" ] && kill -USR1 -- "-$(cat "$STEP")"
+"""
+SCONTROL = """#!/bin/bash
+case "$1 $2" in
+  "show hostnames") printf "node07\\nnode08\\n" ;;
+  "show job")
+    [ "$STATE" = RUNNING ] || kill -TERM -- "-$(cat "$STEP")"
+    echo "JobId=$3 JobName=lmnoise\\n   JobState=$STATE Reason=None" ;;
+  *) echo "$@" > "$LOG" ;;
+esac
 """
 JOB = {
     "SLURM_JOB_ID": "4097",
@@ -361,12 +387,10 @@ print(json.dumps([sys.argv[1:], {k: v for k, v in os.environ.items() if k.starts
 @pytest.fixture
 def cluster(outside, tmp_path):
     _, env = outside
-    env = env | JOB | {"LOG": str(tmp_path / "requeued")}
-    put(tmp_path / "bin" / "srun", TASK)
-    put(
-        tmp_path / "bin" / "scontrol",
-        '#!/bin/sh\n[ "$1" = show ] && printf "node07\\nnode08\\n" || echo "$@" > "$LOG"\n',
-    )
+    files = {"LOG": str(tmp_path / "requeued"), "STEP": str(tmp_path / "step")}
+    env = env | JOB | files | {"STATE": "RUNNING", "SLURM_RESTART_COUNT": ""}
+    for name, text in {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL}.items():
+        put(tmp_path / "bin" / name, text)
     for name in [n for n in os.environ if n.startswith("JAX_")]:
         env[name] = ""
     return env, tmp_path / "requeued"
@@ -399,7 +423,7 @@ time.sleep(30)
 
 
 def terminate(script, *arguments, env):
-    """Starts a script around `SAVES`, sends it SIGTERM, and returns its status and output."""
+    """Starts a script around `SAVES`, sends it SIGTERM; its status and output."""
     process = subprocess.Popen(
         ["bash", LAUNCHERS[script], *arguments, "--", sys.executable, "-c", SAVES],
         env=os.environ | env,
@@ -415,15 +439,42 @@ def terminate(script, *arguments, env):
 def test_a_slurm_job_out_of_time_saves_and_goes_back_into_the_queue(cluster):
     env, requeued = cluster
     status, told = terminate("slurm", env=env)
-    assert (status, told.splitlines()[0]) == (0, "saved")
+    assert (status, told) == (0, "saved\nstopped by SIGTERM: back into the queue\n")
     assert requeued.read_text() == "requeue 4097\n"
 
 
-def test_a_pod_that_was_stopped_is_not_taken_for_a_finished_one(outside):
+def test_a_slurm_job_that_is_cancelled_stays_out_of_the_queue(cluster):
+    env, requeued = cluster
+    assert terminate("slurm", env=env | {"STATE": "CANCELLED"}) == (0, "saved\n")
+    assert not requeued.exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "restarts", "status", "again"),
+    [
+        ("exit 2", 0, 2, False),  # something to mend
+        ("exit 75", 0, 0, True),  # because another one did
+        ("kill -KILL $$", 0, 0, True),
+        ("kill -KILL $$", 100, 137, False),
+    ],
+)
+def test_a_slurm_job_goes_back_into_the_queue_for_what_passes(
+    cluster, ends, restarts, status, again
+):
+    env, requeued = cluster
+    env |= {"SLURM_RESTART_COUNT": str(restarts)}
+    assert run("slurm", "--", "sh", "-c", ends, env=env).returncode == status
+    assert requeued.exists() == again
+
+
+def test_a_pod_that_was_stopped_is_not_taken_for_a_finished_one(outside, tmp_path):
     _, env = outside
     assert terminate("worker", "exec", env=env) == (75, "saved\n")
-    assert run("worker", "exec", "--", "sh", "-c", "exit 7", env=env).returncode == 7
-    assert run("worker", "exec", "--", "true", env=env).returncode == 0
+    put(tmp_path / "bin" / "sleep", '#!/bin/sh\necho "slept $@"\n')
+    # Which one failed is told first, by the others' coming later.
+    for status, told in {7: "", 2: "", 0: "", 75: "slept 15\n"}.items():
+        done = run("worker", "exec", "--", "sh", "-c", f"exit {status}", env=env)
+        assert (done.returncode, done.stdout) == (status, told)
 
 
 def test_workers_start_once_and_stop(outside, tmp_path):
@@ -438,6 +489,17 @@ def test_workers_start_once_and_stop(outside, tmp_path):
     assert json.loads(log.read_text().splitlines()[0])[0] == ["a b"]
     assert "is running here" in one_sentence(run(script, "start", "--", "true", env=env))
     assert "ready" in run(script, "logs", env=env).stdout
+    # Another process with that number, as after a reboot, is not ours.
+    noted = tmp_path / "runs" / "worker.pid"
+    ours = noted.read_text()
+    for stale in (f"{ours.split()[0]} 1\n", f"{ours.split()[0]}\n", "", "999999999 1\n"):
+        noted.write_text(stale)
+        for action in ("stop", "status"):
+            done = run(script, action, env=env)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert re.search("nothing is running|not running", done.stdout)
+    noted.write_text(ours)
+    assert ": running" in run(script, "status", env=env).stdout
     assert run(script, "stop", env=env).returncode == 0
     wait_for(lambda: "saved" in log.read_text())
     wait_for(lambda: "not running" in run(script, "status", env=env).stdout)
@@ -453,13 +515,19 @@ def wait_for(condition, seconds=20):
 def test_the_commands_of_the_headers_are_accepted(outside):
     calls, env = outside
     for path in (p for p in SCRIPTS if p.stem != "simulate"):  # see tests/test_pod.py
-        header = path.read_text().partition("\nset -euo")[0].replace("\\\n#", " ")
-        for line in re.findall(r"^#\s+(tpu/\w+\.sh .*)$", header, re.M):
+        header = path.read_text().partition("\nset -euo")[0]
+        lines = re.sub(r" *\\\n# +", " ", header)
+        found = re.findall(r"^# {3}((?:sbatch .*)?tpu/\w+\.sh .*)$", lines, re.M)
+        assert any(f"tpu/{path.name}" in line for line in found), path
+        for line in found:
             # What it does stands after two spaces; what may be left out in brackets.
             command = re.sub(r"\s{2,}[a-zA-Z].*$|[][]", "", line)
             words = shlex.split(command)
+            while not words[0].startswith("tpu/"):  # sbatch and its options
+                words.pop(0)
             words.insert(words.index("--") if "--" in words else len(words), "--dry_run")
             done = run(ROOT / words[0], *words[1:], env=env)
-            known = "nothing was started" if "logs" in words else ""
-            assert done.returncode == 0 or known in done.stderr != "", (line, done.stderr)
+            nothing = words[:2] == ["tpu/worker.sh", "logs"]
+            assert done.returncode == (2 if nothing else 0), (line, done.stderr)
+            assert not nothing or "nothing was started" in done.stderr
     assert calls() == []

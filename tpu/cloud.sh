@@ -13,13 +13,15 @@
 # `create` asks for a queued resource, which becomes ACTIVE when there is room. `setup` copies the
 # last commit to all workers and installs it with the lock file's version of jax[tpu]. `run` starts
 # the command on every worker, in the background; the work directory must be one that all workers
-# see, gs://. `stop` sends SIGTERM: the run saves, and `run` with the same command resumes it.
-# It needs the gcloud command, logged in.
+# see, gs://. `stop` sends SIGTERM: the run saves, and `run` with the same command resumes it (a
+# second `stop` ends it in the middle of the save). Nothing here watches the slice: when Google takes
+# a --spot slice away, `delete`, `create`, `setup` and `run` it again by hand, and the run goes on
+# from its last checkpoint. It needs the gcloud command, logged in.
 #
 # Options: --name, --zone, --project (default: gcloud's), --type (as `gcloud compute tpus
 # accelerator-types list` calls it), --runtime (default: fits the type), --spot (cheaper, may be
-# taken away; the run resumes), --valid_for=6h (give up waiting after), --worker=N or all (logs),
-# --lines=50 (logs), --dry_run (print the commands, run nothing), --help.
+# taken away, and is not asked for again), --valid_for=6h (give up waiting after), --worker=N or all
+# (logs), --lines=50 (logs), --dry_run (print the commands, run nothing), --help.
 #
 # Costs: an ACTIVE slice is charged for by chip and second, busy or idle: of the order of 1 to 5 US
 #   dollars a chip and hour on demand, so tens to hundreds of dollars an hour for a pod, and less
@@ -102,6 +104,7 @@ check() {
   if [[ $action == create ]]; then
     [[ $type =~ ^[a-z0-9]+-[1-9][0-9]*$ ]] ||
       fail "--type must be a type such as v6e-16, not '$type'"
+    [[ $type != v5e-* ]] || fail "--type=$type is called v5litepod-${type#v5e-} there: use that name"
     runtime=${runtime:-$(default_runtime "$type")}
     [[ $runtime =~ ^[a-z0-9][-a-z0-9.]*$ ]] ||
       fail "--runtime must name the software version for $type, not '$runtime'"

@@ -5,11 +5,13 @@
 #   tpu/worker.sh start -- COMMAND...        start it in the background; it outlives the connection
 #   tpu/worker.sh exec -- COMMAND...         run it here; if SIGTERM stopped it, exit with status 75
 #   tpu/worker.sh logs [--lines=50]          the end of its output
-#   tpu/worker.sh stop                       SIGTERM: the run saves a checkpoint and ends
+#   tpu/worker.sh stop                       SIGTERM: the run saves a checkpoint and ends; a second
+#                                            stop ends it at once, also in the middle of the save
 #   tpu/worker.sh status                     whether it is running
 #
 # tpu/cloud.sh calls it on all workers, tpu/jobset.yaml in every pod. On a Cloud TPU slice the
 # processes find each other by the machines' metadata. The log and the process id are kept in runs/.
+# Of the statuses of a run, 2 is for something to mend; 75 for one that another process ended.
 #
 # Options: --jax=tpu|cuda13|cpu, --lines=N, --dry_run (print the commands, run nothing), --help.
 #
@@ -20,6 +22,7 @@ cd "$(dirname "$0")/.."
 
 LOG=runs/worker.log
 PID=runs/worker.pid
+LINGER=15 # seconds
 
 fail() {
   echo "error: $1" >&2
@@ -48,11 +51,20 @@ setup() {
   execute .venv/bin/python -m pip install --quiet "${packages[@]}"
 }
 
-running() { [[ -f $PID ]] && kill -0 "$(<"$PID")" 2>/dev/null; }
+# When a process started, in ticks since the machine did; nothing for one that is not there.
+born() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+
+# Whether the process that `start` noted is there; sets `pid`. After a reboot another one may have
+# its number, but not its time.
+running() {
+  local noted=''
+  pid=''
+  [[ -f $PID ]] && read -r pid noted <"$PID" && [[ -n $noted && $(born "$pid") == "$noted" ]]
+}
 
 start() {
   local line
-  ! running || fail "process $(<"$PID") is running here: stop it first with tpu/worker.sh stop"
+  ! running || fail "process $pid is running here: stop it first with tpu/worker.sh stop"
   if [[ $dry_run == 1 ]]; then
     printf -v line '%q ' "$@"
     echo "setsid nohup $line</dev/null >$LOG 2>&1 &"
@@ -61,28 +73,32 @@ start() {
   command -v "$1" >/dev/null || fail "there is no command $1 here: was tpu/worker.sh setup run?"
   mkdir -p runs
   setsid nohup "$@" </dev/null >"$LOG" 2>&1 &
-  echo $! >"$PID"
+  echo "$! $(born $!)" >"$PID"
   echo "$HOSTNAME: started process $!; its output is in $PWD/$LOG"
 }
 
 # A run that SIGTERM stopped has saved and ends with status 0; to a scheduler that would mean that
 # it is finished, so the status becomes 75 (try again).
 exec_here() {
-  local status=0 child terminated=0
+  local status=0 child='' heard=0 terminated=0
   if [[ $dry_run == 1 ]]; then
     execute "$@"
     return
   fi
+  trap 'heard=1 terminated=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM
   "$@" &
   child=$!
-  trap 'terminated=1; kill -TERM "$child" 2>/dev/null || true' TERM
+  [[ $terminated == 0 ]] || kill -TERM "$child" 2>/dev/null || true
+  heard=0
   wait "$child" || status=$?
   # A trapped signal ends `wait` before the child.
-  while kill -0 "$child" 2>/dev/null; do
-    status=0
+  while [[ $heard == 1 ]]; do
+    heard=0 status=0
     wait "$child" || status=$?
   done
   [[ $terminated == 0 ]] || exit 75
+  # The scheduler goes by the first that ends, which shall be the one that failed.
+  [[ $status != 75 ]] || sleep "$LINGER"
   exit "$status"
 }
 
@@ -90,7 +106,7 @@ stop() {
   if ! running; then
     echo "$HOSTNAME: nothing is running"
   else
-    execute kill -TERM "$(<"$PID")"
+    execute kill -TERM "$pid"
   fi
 }
 
@@ -100,7 +116,7 @@ show_logs() {
 }
 
 show_status() {
-  if running; then echo "$HOSTNAME: running"; else echo "$(hostname): not running"; fi
+  if running; then echo "$HOSTNAME: running"; else echo "$HOSTNAME: not running"; fi
 }
 
 action=${1:-}
