@@ -11,8 +11,10 @@
 # The number of pods is the number of chips of the topology by --chips_per_host. The image is built
 # from the repository, `docker build -f tpu/Dockerfile .`, and pushed where the cluster can read
 # it. The work directory must be on gs://; the service account needs to write there (workload
-# identity). `delete` sends SIGTERM, and the run has ten minutes to save; `submit` of the same
-# command resumes it. It needs kubectl, pointed at the cluster, with the JobSet controller in it.
+# identity). A pod that fails or is lost restarts the run, up to --restarts times; status 2, which is
+# for something to mend, ends it. `delete` sends SIGTERM, and the run has ten minutes to save;
+# `submit` of the same command resumes it. It needs kubectl, pointed at the cluster, with the JobSet
+# controller (0.6 or later) in it.
 #
 # Options: --name, --image, --accelerator (label cloud.google.com/gke-tpu-accelerator of the
 # nodes), --topology (label cloud.google.com/gke-tpu-topology), --chips_per_host (default 4),
