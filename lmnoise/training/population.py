@@ -50,27 +50,40 @@ def map_members(function: Callable[..., Any], mesh: Mesh, group: int, *operands:
 def update_members(
     function: Callable[[Any, Any], tuple[Any, Any]], mesh: Mesh, group: int, states: Any, rest: Any
 ) -> tuple[Any, Any]:
-    """`map_members` of `function(state, rest) -> (state, result)`.
+    """Maps `function(state, rest) -> (state, result)` over members, as `map_members` does.
 
-    Members that run one by one are updated in place, so that donated states need no second copy.
+    The groups, see `group_in_place`, are updated in place one after the other, so that donated
+    states need no second copy.
     """
 
     def run(states, rest):
-        if _at_once(group, rest) is not None:
-            return jax.lax.map(
-                lambda xs: function(*xs), (states, rest), batch_size=_at_once(group, rest)
-            )
+        count = _count(rest)
+        size = group_in_place(group or automatic_group(count), count)
+        of_group = function if size == 1 else jax.vmap(function)
+        if size > 1:
+            states, rest = _reshape((states, rest), 1, (count // size, size))
 
         def one(states, index):
             own, its_rest = jax.tree.map(lambda a: a[index], (states, rest))
             # Read before any of it is written: else the compiler keeps a copy of all members.
             own = jax.lax.optimization_barrier(own)
-            own, result = function(own, its_rest)
+            own, result = of_group(own, its_rest)
             return jax.tree.map(lambda a, new: a.at[index].set(new), states, own), result
 
-        return jax.lax.scan(one, states, jnp.arange(_count(rest)))
+        done = jax.lax.scan(one, states, jnp.arange(count // size))
+        return done if size == 1 else _reshape(done, 2, (count,))
 
     return _over_shards(run, mesh, states, rest)
+
+
+def group_in_place(limit: int, count: int) -> int:
+    """Members at once where all groups must be of one size: the largest divisor up to a limit.
+
+    Args:
+      limit: members that may run at once, at least 1.
+      count: members of one device.
+    """
+    return max(size for size in range(1, min(limit, count) + 1) if count % size == 0)
 
 
 def automatic_group(count: int, member_bytes: int = 0) -> int:
@@ -115,9 +128,13 @@ def _over_shards(run: Callable[..., Any], mesh: Mesh, *operands: Any) -> Any:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         if shards == 1:
             return run(*operands)
-        split = jax.tree.map(lambda a: a.reshape(shards, count // shards, *a.shape[1:]), operands)
-        mapped = jax.vmap(run, spmd_axis_name="member")(*split)
-        return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), mapped)
+        split = _reshape(operands, 1, (shards, count // shards))
+        return _reshape(jax.vmap(run, spmd_axis_name="member")(*split), 2, (count,))
+
+
+def _reshape(arrays: Any, axes: int, shape: tuple[int, ...]) -> Any:
+    """Gives the first `axes` axes of all arrays another shape."""
+    return jax.tree.map(lambda a: a.reshape(*shape, *a.shape[axes:]), arrays)
 
 
 def _batch_axis(leaf: Any) -> int | None:
