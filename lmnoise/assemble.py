@@ -16,7 +16,7 @@ from lmnoise import config as configs
 from lmnoise.data.corruption import Corruption, extra_rows_for
 from lmnoise.data.tokenizer import vocab_size_of
 from lmnoise.errors import UserError
-from lmnoise.models import attention, memory
+from lmnoise.models import memory
 from lmnoise.models.transformer import FAMILIES, LanguageModel, TransformerConfig
 from lmnoise.training import mesh, plan
 from lmnoise.training.hardware import Chip
@@ -24,7 +24,7 @@ from lmnoise.training.loop import Cost, LoopConfig
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.population import Population, member_arrays
 from lmnoise.training.spikes import SpikeConfig
-from lmnoise.training.step import start_state
+from lmnoise.training.step import init_state
 
 type Members = list[dict[str, Any]]
 
@@ -82,9 +82,7 @@ def model_config(config: ConfigDict, tokens: int) -> TransformerConfig:
             f"config.model.dtype must be float32 or bfloat16, not {config.model.dtype!r}"
         )
     try:
-        model = FAMILIES[family](vocab_size=vocab_size, context=config.data.length, **fields)
-        attention.choose(model.attention, dtype=model.dtype, length=model.context)
-        return model
+        return FAMILIES[family](vocab_size=vocab_size, context=config.data.length, **fields)
     except ValueError as error:
         raise UserError(f"config.model: {error}") from error
 
@@ -92,24 +90,39 @@ def model_config(config: ConfigDict, tokens: int) -> TransformerConfig:
 def _corruption(
     config: ConfigDict, members: Members, vocab_size: int, devices: Mesh | AbstractMesh
 ) -> Corruption:
-    shards = devices.shape["data"] * devices.shape["fsdp"]
-    kinds = tuple(dict.fromkeys(m["kind"] for m in members))
+    kinds = _kinds(members)
     if "stream" in kinds and not config.noise.source:
         raise UserError("noise of kind 'stream' needs config.noise.source, a prepared corpus")
-    extra = 0
-    if config.noise.budget == "clean":
-        rate = max(m["rate"] for m in members)
-        extra = extra_rows_for(rate, config.train.batch_size, shards * config.train.accumulate)
     try:
         return Corruption(
             vocab_size=vocab_size,
             kinds=kinds,
             budget=config.noise.budget,
-            extra_rows=extra,
+            extra_rows=_extra_rows(config, members, devices),
             gaussian_std=config.noise.gaussian_std or None,
         )
     except ValueError as error:
         raise UserError(f"config.noise and config.members.kind: {error}") from error
+
+
+def _kinds(members: Members) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(m["kind"] for m in members))
+
+
+def _extra_rows(config: ConfigDict, members: Members, devices: Mesh | AbstractMesh) -> int:
+    """Rows of a step besides those of the batch."""
+    if config.noise.budget != "clean":
+        return 0
+    parts = devices.shape["data"] * devices.shape["fsdp"] * config.train.accumulate
+    return extra_rows_for(max(m["rate"] for m in members), config.train.batch_size, parts)
+
+
+def _arrays(members: Members) -> dict[str, Any]:
+    """Hyper-parameters (M,), with the numbers of a member's stream and kind of noise."""
+    seeds, kinds = seeds_of(members), _kinds(members)
+    return member_arrays(
+        [m | {"stream": seeds.index(m["seed"]), "kind": kinds.index(m["kind"])} for m in members]
+    )
 
 
 def without_data(
@@ -127,21 +140,14 @@ def without_data(
     """
     train, optimizer = config.train, _optimizer(config)
     model = LanguageModel(model_config(config, vocab_size))
-    if train.batch_size % train.accumulate:
-        raise UserError(
-            f"config.train.accumulate {train.accumulate} does not divide "
-            f"config.train.batch_size {train.batch_size}: change one of them"
-        )
-    devices = make_mesh(needs=_needs(config, model, optimizer, len(members)))
-    mesh.check_divisible(devices, members=len(members), batch_size=train.batch_size)
-    corruption = _corruption(config, members, vocab_size, devices)
-    seeds = seeds_of(members)
-    arrays = member_arrays(
-        [
-            m | {"stream": seeds.index(m["seed"]), "kind": corruption.kinds.index(m["kind"])}
-            for m in members
-        ]
+    devices = make_mesh(needs=_needs(config, model, members))
+    mesh.check_divisible(
+        devices,
+        members=len(members),
+        batch_size=train.batch_size,
+        accumulate=train.accumulate,
     )
+    corruption, arrays = _corruption(config, members, vocab_size, devices), _arrays(members)
     population = Population(
         init=model.init,
         loss=model.loss,
@@ -157,31 +163,40 @@ def without_data(
     return model, corruption, population, cost
 
 
-def _needs(
-    config: ConfigDict, model: LanguageModel, optimizer: OptimizerConfig, members: int
-) -> mesh.Needs:
+def _needs(config: ConfigDict, model: LanguageModel, members: Members) -> mesh.Needs:
     """What a mesh is chosen by; the memory only if it is asked for, as it takes a second."""
-    rows = config.train.batch_size // config.train.accumulate
+    train, optimizer, arrays = config.train, _optimizer(config), _arrays(members)
+    if train.batch_size % train.accumulate:
+        raise UserError(
+            f"config.train.accumulate {train.accumulate} does not divide "
+            f"config.train.batch_size {train.batch_size}: change one of them"
+        )
+    running = memory.running_bytes(model, config.data.length)
 
     @functools.cache
-    def of_member():
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        state = jax.eval_shape(lambda params: start_state(params, optimizer), params)
-        row = memory.running_bytes(model, config.data.length, rows=1)
-        gradient = plan.tree_bytes(params) + row["weight copies"]
-        return plan.tree_bytes(state), gradient, row["activations"], row["logits"]
+    def states():
+        of_member = functools.partial(init_state, model.init, optimizer)
+        return jax.eval_shape(jax.vmap(of_member), arrays)
 
-    def device_bytes(sizes):
-        kept, gradient, row, logits = of_member()
-        local = -(-members // sizes["member"])
-        at_once = min(config.train.members_at_once or local, local)
-        rows_here = rows / (sizes["data"] * sizes["fsdp"])
-        at_a_time = min(rows_here, max(1, model.config.logits_chunk // config.data.length))
-        split = (local * kept + at_once * gradient) / sizes["fsdp"]
-        return (split + at_once * (rows_here * row + at_a_time * logits)) / sizes["model"]
+    def bytes_on(sizes):
+        devices = mesh.abstract_mesh(sizes)
+        return plan.device_bytes(
+            devices,
+            states=states(),
+            members=jax.eval_shape(lambda: arrays),
+            batches=batch_shapes(config, members),
+            running=running,
+            rows=train.batch_size + _extra_rows(config, members, devices),
+            accumulate=train.accumulate,
+            members_at_once=train.members_at_once,
+        )
 
-    heads = math.gcd(model.config.kv_heads, model.config.mlp_width)
-    return mesh.Needs(members=members, rows=rows, heads=heads, bytes=device_bytes)
+    return mesh.Needs(
+        members=len(members),
+        rows=train.batch_size // train.accumulate,
+        heads=math.gcd(model.config.kv_heads, model.config.mlp_width),
+        bytes=bytes_on,
+    )
 
 
 def dry_run(config: ConfigDict, *, devices: int, chip: Chip | None, mfu: float) -> plan.Plan:
@@ -192,41 +207,42 @@ def dry_run(config: ConfigDict, *, devices: int, chip: Chip | None, mfu: float) 
     """
     configs.check_least(config)
     members = members_of(config)
-    if chip is not None:
-        config = _as_on(chip, config)
-
-    def make_mesh(needs):
-        hosts = devices // chip.host if chip and devices % chip.host == 0 else 1
-        limit = chip and chip.bytes
-        sizes = mesh.choose_sizes(
-            config.mesh, needs, devices=devices, device_bytes=limit, hosts=hosts
-        )
-        return mesh.abstract_mesh(sizes)
-
+    config = _as_on(chip, config)
     vocab_size = vocab_size_of(config.data.tokenizer, config.data.data_dir)
-    model, corruption, population, cost = without_data(
-        config, members, vocab_size, make_mesh, abstract=True
+    needs = _needs(config, LanguageModel(model_config(config, vocab_size)), members)
+    sizes = mesh.choose_sizes(
+        config.mesh,
+        needs,
+        devices=devices,
+        usable_bytes=chip and chip.usable_bytes,
+        hosts=devices // chip.host if chip and devices % chip.host == 0 else 1,
     )
-    return plan.make_plan(
-        population,
-        batch_shapes(config, members),
-        running=functools.partial(memory.running_bytes, model, config.data.length),
-        rows=config.train.batch_size + corruption.extra_rows,
-        accumulate=config.train.accumulate,
-        members_at_once=config.train.members_at_once or (1 if chip is None else 0),
+    _, _, population, cost = without_data(
+        config, members, vocab_size, lambda needs: mesh.abstract_mesh(sizes), abstract=True
+    )
+    params = population.abstract().params
+    return plan.Plan(
+        sizes=sizes,
+        parameters=sum(math.prod(p.shape[1:]) for p in jax.tree.leaves(params)),
+        members=len(members),
         cost=cost,
         steps=config.train.steps,
+        bytes=needs.bytes(sizes),
         chip=chip,
         mfu=mfu,
     )
 
 
-def _as_on(chip: Chip, config: ConfigDict) -> ConfigDict:
+def _as_on(chip: Chip | None, config: ConfigDict) -> ConfigDict:
     """The config with what "auto" stands for on a chip, as far as this machine can trace it.
 
-    Fused kernels for attention keep for the gradient what `row_blocks` keeps: no scores.
+    Fused kernels for attention keep for the gradient what `row_blocks` keeps: no scores. Where no
+    chip is known members run one by one, as on CPU.
     """
     config = config.copy_and_resolve_references()
+    if chip is None:
+        config.train.members_at_once = config.train.members_at_once or 1
+        return config
     if "tpu" in chip.name:
         fused = config.data.length % 128 == 0
     else:

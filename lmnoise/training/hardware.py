@@ -1,10 +1,14 @@
 """Peak rates and memory of known accelerators: what a speed is held against, and a run fits in."""
 
 import dataclasses
+import os
 
 import jax
 
 from lmnoise.errors import UserError
+
+# The share of a device's memory that may be planned for: the allocator cannot use every gap.
+USABLE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +27,37 @@ class Chip:
     bytes: float
     host: int
 
+    @property
+    def usable_bytes(self) -> float:
+        """Memory that may be planned for.
 
-# The most specific name first.
+        Of a GPU JAX takes three quarters, or what XLA_CLIENT_MEM_FRACTION says.
+        """
+        if "tpu" in self.name:
+            return USABLE * self.bytes
+        names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new and old
+        share = next((os.environ[name] for name in names if os.environ.get(name)), "0.75")
+        try:
+            return min(USABLE, float(share)) * self.bytes
+        except ValueError as error:
+            raise UserError(f"{names[0]} must be a number, not {share!r}") from error
+
+
+# The most specific name first. No V100: it has no bf16.
 CHIPS = (
+    Chip("gh200 144g", 989e12, 144e9, 1),
+    Chip("gh200", 989e12, 96e9, 1),
+    Chip("h200 nvl", 835e12, 141e9, 8),
     Chip("h200", 989e12, 141e9, 8),
+    Chip("h100 nvl", 835e12, 94e9, 8),
     Chip("h100 pcie", 756e12, 80e9, 8),
     Chip("h100", 989e12, 80e9, 8),
     Chip("a100-sxm4-40gb", 312e12, 40e9, 8),
     Chip("a100-pcie-40gb", 312e12, 40e9, 8),
     Chip("a100", 312e12, 80e9, 8),
-    Chip("l40", 362e12, 48e9, 8),
+    Chip("l40s", 362e12, 48e9, 8),
+    Chip("l40", 181e12, 48e9, 8),
     Chip("l4", 121e12, 24e9, 8),
-    Chip("v100", 125e12, 16e9, 8),
     Chip("tpu7", 1153.5e12, 96e9, 8),  # Two devices a chip.
     Chip("tpu v6e", 918e12, 32e9, 4),
     Chip("tpu v6", 918e12, 32e9, 4),
@@ -69,8 +92,13 @@ def peak_flops() -> float | None:
     return chip.flops * jax.device_count() if chip else None
 
 
-def device_bytes(device: jax.Device) -> float | None:
-    """Memory of a device, as it says itself or from the table; None if neither knows."""
+def usable_bytes(device: jax.Device) -> float | None:
+    """Memory of a device that may be planned for; None if neither it nor the table knows.
+
+    What a device says of itself is already what JAX takes of it.
+    """
     stats = device.memory_stats() or {} if device.process_index == jax.process_index() else {}
+    if "bytes_limit" in stats:
+        return USABLE * stats["bytes_limit"]
     chip = this_chip(device)
-    return stats.get("bytes_limit") or (chip.bytes if chip else None)
+    return chip.usable_bytes if chip else None

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from lmnoise import tree
 from lmnoise.axes import AXES, ROWS
 from lmnoise.errors import UserError
-from lmnoise.training.hardware import device_bytes
+from lmnoise.training.hardware import usable_bytes
 
 # Parameters over `fsdp` (gathered for their use) and `model` (tensor parallelism) by path; a spec
 # is right-aligned, so it serves a leaf with or without the leading axes of members and stacked
@@ -57,7 +57,7 @@ def make_mesh(
             sizes,
             needs,
             devices=len(devices),
-            device_bytes=device_bytes(devices[0]),
+            usable_bytes=usable_bytes(devices[0]),
             hosts=len({device.process_index for device in devices}),
         )
     for name, size in sizes.items():
@@ -98,17 +98,13 @@ class Needs:
       members: of the population.
       rows: of a micro-batch.
       heads: a number that `model` must divide, so that each device has whole heads.
-      bytes: memory that a device needs on a mesh of given sizes.
+      bytes: memory that a device needs on a mesh of given sizes, by what takes it.
     """
 
     members: int
     rows: int
     heads: int = 1
-    bytes: Callable[[Mapping[str, int]], float] = lambda sizes: 0
-
-
-# The share of a device's memory that may be planned for: the allocator cannot use every gap.
-USABLE = 0.9
+    bytes: Callable[[Mapping[str, int]], Mapping[str, float]] = lambda sizes: {}
 
 
 def choose_sizes(
@@ -116,7 +112,7 @@ def choose_sizes(
     needs: Needs,
     *,
     devices: int,
-    device_bytes: float | None = None,
+    usable_bytes: float | None = None,
     hosts: int = 1,
 ) -> dict[str, int]:
     """Sizes of the mesh's axes: those given, and in place of zeros the best for the run.
@@ -131,7 +127,7 @@ def choose_sizes(
       given: size by axis, 0 for one to choose.
       needs: what the run asks for.
       devices: of all hosts, equally many each.
-      device_bytes: memory of one device.
+      usable_bytes: memory of one device that may be planned for; None if it is not known.
 
     Raises:
       UserError: no mesh of this many devices suits.
@@ -140,35 +136,53 @@ def choose_sizes(
         if given[name] < 0:
             raise UserError(f"config.mesh.{name} is {given[name]}: it must be at least 0")
 
-    limits = {"member": needs.members, "data": needs.rows, "fsdp": needs.rows, "model": needs.heads}
     fixed = math.prod(size or 1 for size in given.values())
     if devices % fixed or (fixed != devices and 0 not in given.values()):
         _refuse_other_product({n: given[n] or 1 for n in AXES}, devices)
+    if given["data"] and given["fsdp"]:
+        _check_rows(given, needs.rows, "config.train.batch_size / accumulate")
+    found = _dividing(given, needs, devices)
+    found.sort(key=lambda sizes: (-sizes["member"], sizes["model"], sizes["fsdp"]))
+    following = [sizes for sizes in found if _follow(sizes, devices // hosts)]
+    if not following:
+        _refuse_all(needs, devices, hosts, found)
+    for sizes in following:
+        if usable_bytes is None or sum(needs.bytes(sizes).values()) <= usable_bytes:
+            return sizes
+    return min(following, key=lambda s: (-s["member"], s["model"], -s["fsdp"]))
+
+
+def _dividing(given: Mapping[str, int], needs: Needs, devices: int) -> list[dict[str, int]]:
+    """All sizes that keep those given, use every device and divide members, rows and heads."""
+    limits = {"member": needs.members, "data": needs.rows, "fsdp": needs.rows, "model": needs.heads}
     choices = [
         [given[name]] if given[name] else [d for d in _divisors(devices) if limits[name] % d == 0]
         for name in AXES
     ]
-    found = [
+    return [
         sizes
         for sizes in (dict(zip(AXES, c, strict=True)) for c in itertools.product(*choices))
         if math.prod(sizes.values()) == devices
-        and (needs.rows % (sizes["data"] * sizes["fsdp"]) == 0 or (given["data"] and given["fsdp"]))
-        and _follow(sizes, devices // hosts)
+        and needs.rows % (sizes["data"] * sizes["fsdp"]) == 0
     ]
-    if not found:
+
+
+def _refuse_all(needs: Needs, devices: int, hosts: int, found: list[dict[str, int]]) -> None:
+    """Raises a UserError: no mesh suits; because of the hosts if any divides all."""
+    keys = (
+        "set config.train.batch_size and accumulate so that their quotient is a multiple of "
+        f"{devices}, or use another number of devices"
+    )
+    if found:
+        asked = " x ".join(f"{name} {size}" for name, size in found[0].items())
         raise UserError(
-            f"no mesh of {devices} devices divides {needs.members} members, {needs.rows} rows "
-            f"(config.train.batch_size / accumulate) and {needs.heads} heads: change "
-            f"config.train.batch_size to a multiple of {devices}, use fewer devices, or give "
-            "config.mesh sizes"
+            f"no mesh of {devices} devices gives each of {hosts} hosts of {devices // hosts} rows "
+            f"of a batch that follow each other ({asked} does not, for one): {keys}"
         )
-
-    def rank(sizes):
-        fits = device_bytes is None or needs.bytes(sizes) <= USABLE * device_bytes
-        fsdp = sizes["fsdp"] if fits else -sizes["fsdp"]
-        return (not fits, -sizes["member"], sizes["model"], fsdp)
-
-    return min(found, key=rank)
+    raise UserError(
+        f"no mesh of {devices} devices divides {needs.members} members, {needs.rows} rows "
+        f"(config.train.batch_size / accumulate) and {needs.heads} heads: {keys}"
+    )
 
 
 def _divisors(number: int) -> list[int]:
@@ -183,19 +197,25 @@ def _follow(sizes: Mapping[str, int], local: int) -> bool:
     return rows % own == 0 or own % rows == 0
 
 
-def check_divisible(mesh: Mesh, *, members: int, batch_size: int) -> None:
-    """Raises a UserError unless members and batch divide evenly over the mesh."""
-    for axes, size, key in (
-        (("member",), members, "the number of members"),
-        (ROWS, batch_size, "config.train.batch_size"),
-    ):
-        count = math.prod(mesh.shape[axis] for axis in axes)
-        if size % count:
-            names = " and ".join(f"config.mesh.{axis}" for axis in axes)
-            raise UserError(
-                f"{key} is {size}, which the {count} devices of {names} do not divide: change it "
-                "or them"
-            )
+def check_divisible(mesh: Mesh, *, members: int, batch_size: int, accumulate: int = 1) -> None:
+    """Raises a UserError unless members and micro-batches divide evenly over the mesh."""
+    if members % mesh.shape["member"]:
+        raise UserError(
+            f"the number of members is {members}, which the {mesh.shape['member']} devices of "
+            "config.mesh.member do not divide: change it or them"
+        )
+    quotient = " / accumulate" if accumulate > 1 else ""
+    _check_rows(mesh.shape, batch_size // accumulate, f"config.train.batch_size{quotient}")
+
+
+def _check_rows(sizes: Mapping[str, int], rows: int, key: str) -> None:
+    """Raises a UserError unless the axes of rows divide them."""
+    if rows % (count := math.prod(sizes[axis] for axis in ROWS)):
+        names = " and ".join(f"config.mesh.{axis}" for axis in ROWS)
+        raise UserError(
+            f"{key} is {rows}, which the {count} devices of {names} do not divide: change it or "
+            "them"
+        )
 
 
 def state_shardings(mesh: Mesh, states: Any, table: tree.Table) -> Any:

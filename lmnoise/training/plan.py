@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from lmnoise.training import mesh as meshes
-from lmnoise.training.hardware import Chip
+from lmnoise.training.hardware import USABLE, Chip
 from lmnoise.training.loop import Cost
-from lmnoise.training.population import Population
+from lmnoise.training.population import batch_shardings, group_in_place, place
+from lmnoise.training.step import TrainState
 
 
 def tree_bytes(tree: Any) -> int:
@@ -75,15 +77,18 @@ class Plan:
     def warnings(self) -> list[str]:
         """What stands against the run, with the key to change."""
         found = []
-        if self.chip is not None and self.total_bytes > meshes.USABLE * self.chip.bytes:
+        if self.chip is not None and self.total_bytes > self.chip.usable_bytes:
             keys = ["config.train.accumulate up", "config.model.remat to full"]
             if self.members > self.sizes["member"]:
                 keys.append("config.train.members_at_once down")
             if self.sizes["data"] > 1:
                 keys.append("config.mesh.fsdp up")
+            if self.total_bytes <= USABLE * self.chip.bytes:
+                keys.append(f"XLA_CLIENT_MEM_FRACTION up to {USABLE}")
             found.append(
-                f"does not fit into the {self.chip.bytes / 1e9:.0f} GB of a device: turn "
-                f"{', or '.join(keys)}, or take more devices"
+                f"does not fit into the {self.chip.usable_bytes / 1e9:.0f} GB that may be used of "
+                f"the {self.chip.bytes / 1e9:.0f} GB of a device: turn {', or '.join(keys)}, or "
+                "take more devices"
             )
         return found
 
@@ -115,47 +120,46 @@ class Plan:
         return f", {self.total_bytes / self.chip.bytes:.0%} of {self.chip.bytes / 1e9:.0f} GB"
 
 
-def make_plan(
-    population: Population,
-    batches: dict[str, jax.ShapeDtypeStruct],
+def device_bytes(
+    devices: Mesh | AbstractMesh,
     *,
+    states: TrainState,
+    members: dict[str, Any],
+    batches: dict[str, jax.ShapeDtypeStruct],
     running: Callable[..., dict[str, float]],
     rows: int,
     accumulate: int,
     members_at_once: int,
-    **fields: Any,
-) -> Plan:
-    """The plan of a population on its mesh.
+) -> dict[str, float]:
+    """Bytes that a run takes on each device of a mesh, by what takes them.
 
     Args:
-      population: its members may be abstract.
-      batches: of one dispatch, whole.
+      states, members, batches: shapes: of the population's states and hyper-parameters, (M, ...),
+        and of the batches of one dispatch, whole.
       running: `running(rows=, fsdp=, parts=)` is what a running member takes on a device besides
         its gradient, by what takes it.
       rows: of a step.
       accumulate: micro-batches a step.
       members_at_once: on a device; 0 for all that it has.
-      fields: the rest of `Plan`.
     """
-    states, sizes = population.abstract(), dict(population.mesh.shape)
-    params, local = tree_bytes(states.params), population.count // sizes["member"]
-    at_once = min(members_at_once or local, local)
-    rows_here = -(-rows // (accumulate * sizes["data"] * sizes["fsdp"]))
-    of_member = running(rows=rows_here, fsdp=sizes["fsdp"], parts=sizes["model"])
-    return Plan(
-        sizes=sizes,
-        parameters=sum(math.prod(p.shape[1:]) for p in jax.tree.leaves(states.params)),
-        members=population.count,
-        bytes={
-            "parameters": params,
-            "optimizer": tree_bytes((states.step, states.opt_state)),
-            "batches": tree_bytes((population.batches(batches), population.members)),
-            # Sums over micro-batches stand beside the gradient of the next.
-            "gradients": at_once / local * params * (2 if accumulate > 1 else 1),
-            **{name: at_once * size for name, size in of_member.items()},
-        },
-        **fields,
+    sizes, table = devices.shape, meshes.TRANSFORMER_SHARDING
+    states = place(states, meshes.state_shardings(devices, states, table))
+    members = place(members, meshes.state_shardings(devices, members, table))
+    params, local = tree_bytes(states.params), -(-members["seed"].shape[0] // sizes["member"])
+    at_once = group_in_place(members_at_once or local, local)
+    of_member = running(
+        rows=-(-rows // (accumulate * sizes["data"] * sizes["fsdp"])),
+        fsdp=sizes["fsdp"],
+        parts=sizes["model"],
     )
+    return {
+        "parameters": params,
+        "optimizer": tree_bytes((states.step, states.opt_state)),
+        "batches": tree_bytes((place(batches, batch_shardings(devices, batches)), members)),
+        # Sums over micro-batches stand beside the gradient of the next.
+        "gradients": at_once / local * params * (2 if accumulate > 1 else 1),
+        **{name: at_once * size for name, size in of_member.items()},
+    }
 
 
 def _duration(seconds: float) -> str:

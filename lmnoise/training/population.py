@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lmnoise import tree
 from lmnoise.training import mesh as meshes
@@ -142,15 +142,20 @@ def _batch_axis(leaf: Any) -> int | None:
     return 2 if leaf.ndim > 2 else None
 
 
-def _place(leaves: Any, shardings: Any) -> Any:
+def batch_shardings(mesh: Mesh | AbstractMesh, batches: dict[str, Any]) -> dict[str, NamedSharding]:
+    """Where staged batches lie."""
+    return {name: meshes.batch_sharding(mesh, _batch_axis(x)) for name, x in batches.items()}
+
+
+def place(leaves: Any, shardings: Any) -> Any:
     """Arrays on the devices; shapes stay shapes, with the sharding in them."""
 
-    def place(leaf, where):
+    def placed(leaf, where):
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         return jax.device_put(leaf, where)
 
-    return jax.tree.map(place, leaves, shardings)
+    return jax.tree.map(placed, leaves, shardings)
 
 
 class Population:
@@ -185,7 +190,7 @@ class Population:
         group: int = 0,
     ):
         self.mesh, self.group = mesh, group
-        self.members = _place(members, meshes.state_shardings(mesh, members, sharding))
+        self.members = place(members, meshes.state_shardings(mesh, members, sharding))
         self.count = _count(members)
         train_step = make_train_step(loss, transform, optimizer, accumulate)
 
@@ -233,7 +238,7 @@ class Population:
         """
         abstract = self.abstract().params
 
-        def place(name, wanted, leaf):
+        def checked(name, wanted, leaf):
             if (leaf.shape, leaf.dtype) != (wanted.shape[1:], wanted.dtype):
                 raise ValueError(
                     f"params/{name} is {leaf.dtype} {leaf.shape}, not {wanted.dtype} "
@@ -242,17 +247,15 @@ class Population:
             spec = PartitionSpec(*wanted.sharding.spec[1:])
             return jax.device_put(leaf, NamedSharding(self.mesh, spec))
 
-        return self._start(tree.map_named(place, abstract, params))
+        return self._start(tree.map_named(checked, abstract, params))
 
     def abstract(self) -> TrainState:
         """Shapes, dtypes and shardings of the states, for restoring a checkpoint."""
-        return _place(self._shapes, self.shardings)
+        return place(self._shapes, self.shardings)
 
     def batches(self, host: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.ShapeDtypeStruct]:
         """What `stage` gives for K whole batches: shapes, dtypes and shardings."""
-        return _place(
-            host, {n: meshes.batch_sharding(self.mesh, _batch_axis(x)) for n, x in host.items()}
-        )
+        return place(host, batch_shardings(self.mesh, host))
 
     def lower(self, batches: dict[str, jax.ShapeDtypeStruct]) -> jax.stages.Lowered:
         """`steps` for states and batches of these shapes, ready to compile."""

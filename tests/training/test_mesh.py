@@ -38,14 +38,14 @@ def sizes(member=1, data=1, fsdp=1, model=1):
         (Needs(1, 8), 1, None, sizes()),
         (Needs(16, 480, 12), 128, 95e9, sizes(member=16, data=8)),
         (Needs(6, 64), 8, None, sizes(member=2, data=4)),
-        (Needs(1, 256, 8, lambda s: 80 / s["fsdp"]), 256, 30, sizes(data=64, fsdp=4)),
-        (Needs(1, 256, 8, lambda s: 800), 256, 30, sizes(fsdp=256)),  # never fits
+        (Needs(1, 256, 8, lambda s: {"all": 80 / s["fsdp"]}), 256, 30, sizes(data=64, fsdp=4)),
+        (Needs(1, 256, 8, lambda s: {"all": 800}), 256, 30, sizes(fsdp=256)),  # never fits
         (Needs(1, 64, 8), 256, None, sizes(data=64, model=4)),  # more devices than rows
         (Needs(3, 4, 6), 8, None, sizes(data=4, model=2)),
     ],
 )
 def test_choice(needs, devices, memory, wanted):
-    assert choose_sizes(CHOSEN, needs, devices=devices, device_bytes=memory) == wanted
+    assert choose_sizes(CHOSEN, needs, devices=devices, usable_bytes=memory) == wanted
 
 
 @given(
@@ -65,14 +65,14 @@ def test_what_is_chosen_divides_and_keeps_what_is_given(members, rows, heads, de
     assert all(found[name] == size for name, size in fixed.items() if size)
     assert fixed["member"] or members % found["member"] == 0
     assert fixed["model"] or heads % found["model"] == 0
-    assert (fixed["data"] and fixed["fsdp"]) or rows % (found["data"] * found["fsdp"]) == 0
+    assert rows % (found["data"] * found["fsdp"]) == 0
 
 
 def test_hosts_hold_rows_that_follow_each_other():
     assert choose_sizes(CHOSEN, Needs(6, 4), devices=12, hosts=2)["member"] == 6
     # 3 x 4 rows over 2 hosts of 6 would give each one and a half members.
     assert choose_sizes(CHOSEN, Needs(3, 4), devices=12, hosts=1)["member"] == 3
-    with pytest.raises(UserError, match="no mesh of 12 devices"):
+    with pytest.raises(UserError, match=r"no mesh of 12 .* each of 2 hosts of 6 rows .*member 3"):
         choose_sizes(CHOSEN, Needs(3, 4), devices=12, hosts=2)
 
 
@@ -82,6 +82,7 @@ def test_hosts_hold_rows_that_follow_each_other():
         (sizes(member=3), Needs(3, 8), "member 3 x data 1 x fsdp 1 x model 1 .* product is 8"),
         (sizes(member=2, data=2), Needs(2, 8), "product is 8"),
         (CHOSEN, Needs(1, 7), r"no mesh of 8 devices .* config\.train\.batch_size"),
+        (CHOSEN | {"data": 4, "fsdp": 2}, Needs(1, 2), "accumulate is 2, which the 8 devices"),
         (CHOSEN | {"fsdp": -1}, Needs(1, 8), r"config\.mesh\.fsdp is -1"),
     ],
 )
@@ -109,6 +110,8 @@ def test_members_and_batch_must_divide():
         meshes.check_divisible(mesh, members=3, batch_size=8)
     with pytest.raises(UserError, match=r"config\.train\.batch_size is 6.*config\.mesh\.fsdp"):
         meshes.check_divisible(mesh, members=2, batch_size=6)
+    with pytest.raises(UserError, match="batch_size / accumulate is 2, which the 4 devices"):
+        meshes.check_divisible(mesh, members=2, batch_size=8, accumulate=4)
 
 
 def test_one_process_holds_the_whole_batch():

@@ -48,6 +48,9 @@ def test_what_does_not_fit_names_keys():
     full = dataclasses.replace(PLAN, bytes={"parameters": 90e9})
     (warning,) = full.warnings()
     assert "95 GB" in warning
+    assert "XLA_CLIENT_MEM_FRACTION" not in warning
+    on_gpu = dataclasses.replace(PLAN, chip=named_chip("h100"), bytes={"parameters": 70e9})
+    assert "XLA_CLIENT_MEM_FRACTION up to 0.9" in on_gpu.text()
     for key in ("train.accumulate", "model.remat", "train.members_at_once", "mesh.fsdp"):
         assert f"config.{key}" in warning
     alone = dataclasses.replace(full, members=2, sizes=PLAN.sizes | {"data": 1})
@@ -64,6 +67,10 @@ def test_an_unknown_chip_has_no_speed():
 def test_chips_by_kind_and_by_name():
     kinds = {
         "NVIDIA H100 80GB HBM3": (989e12, 80e9),
+        "NVIDIA H100 NVL": (835e12, 94e9),
+        "NVIDIA GH200 480GB": (989e12, 96e9),
+        "NVIDIA L40": (181e12, 48e9),
+        "NVIDIA L40S": (362e12, 48e9),
         "NVIDIA A100-SXM4-40GB": (312e12, 40e9),
         "NVIDIA A100-SXM4-80GB": (312e12, 80e9),
         "TPU v5 lite": (197e12, 16e9),
@@ -74,7 +81,7 @@ def test_chips_by_kind_and_by_name():
         chip = this_chip(types.SimpleNamespace(device_kind=kind))
         assert (chip.flops, chip.bytes) == numbers, kind
     assert this_chip() is None  # of a CPU nothing is known
-    with pytest.raises(UserError, match=r"--dry_run_chip 'v5' is not one of h200, .*tpu v5p"):
+    with pytest.raises(UserError, match=r"--dry_run_chip 'v5' is not one of gh200 144g, .*tpu v5p"):
         named_chip("v5")
     assert all(named_chip(chip.name) is chip for chip in CHIPS)
 
@@ -102,14 +109,26 @@ def test_saved_bytes_of_a_product_and_a_tanh():
 def test_activations_grow_with_rows_and_shrink_with_parts():
     shape = dict(vocab_size=64, context=32, layers=2, width=32, heads=4, mlp_width=64)
     model = LanguageModel(gpt2(**shape, layers_as="scan", logits_chunk=64))
-    one = running_bytes(model, 32, rows=4)
-    assert running_bytes(model, 32, rows=8)["activations"] == 2 * one["activations"]
-    assert one["logits"] == 2 * 4 * 64 * 64
-    halves = running_bytes(model, 32, rows=4, parts=2)
+    running = running_bytes(model, 32)
+    one = running(rows=4)
+    assert running(rows=8)["activations"] == 2 * one["activations"]
+    # Two chunks: one of 64 tokens and its gradient, and the sum of the unembedding's gradient.
+    assert one["logits"] == 4 * (2 * 64 * 64 + 32 * 64)
+    halves = running(rows=4, parts=2)
     assert one["activations"] / 2 < halves["activations"] < one["activations"]
     rematerialised = dataclasses.replace(model.config, remat="full")
-    less = running_bytes(LanguageModel(rematerialised), 32, rows=4)["activations"]
+    less = running_bytes(LanguageModel(rematerialised), 32)(rows=4)["activations"]
     assert one["activations"] / 2 < less < one["activations"]  # one layer of two, and residuals
+
+
+def test_logits_that_are_kept_are_counted_once():
+    """One chunk holds all tokens of one row but not of two; activations do not jump."""
+    model = LanguageModel(gpt2(vocab_size=64, context=32, layers=1, width=8, heads=2))
+    model = LanguageModel(dataclasses.replace(model.config, logits_chunk=32))
+    one, two = (running_bytes(model, 32)(rows=rows) for rows in (1, 2))
+    assert two["activations"] == 2 * one["activations"]
+    assert one["logits"] == 4 * 2 * 32 * 64
+    assert two["logits"] == one["logits"] + 4 * 8 * 64
 
 
 def tiny(sizes, changes):
@@ -128,6 +147,10 @@ def tiny(sizes, changes):
     [
         (dict(member=1, data=1, fsdp=8, model=1), {"model.remat": "full"}),
         (dict(member=2, data=1, fsdp=2, model=2), {"members.seed": (0, 1, 2, 3)}),
+        (
+            dict(member=2, data=4, fsdp=1, model=1),
+            {"members.seed": (0, 1, 2, 3, 4, 5, 6, 7), "train.members_at_once": 2},
+        ),
         (
             dict(member=1, data=4, fsdp=2, model=1),
             {"model.dtype": "bfloat16", "train.accumulate": 2},
@@ -166,6 +189,39 @@ def test_a_dry_run_chooses_the_mesh_for_the_chip():
         assert (plan.sizes["fsdp"] > 1) == fsdp, plan.text()
         assert plan.total_bytes < named_chip(chip).bytes
         assert plan.cost.tokens == 256 * 1024
+
+
+@pytest.mark.parametrize(
+    ("layers", "accumulate", "devices", "chip"),
+    [(30, 8, 32, "tpu v5e"), (24, 2, 16, "tpu v4"), (48, 2, 16, "h100")],
+)
+def test_what_a_dry_run_chooses_fits_if_anything_does(layers, accumulate, devices, chip):
+    changes = {"model.layers": layers, "model.dtype": "bfloat16", "model.remat": "full"}
+    config = tiny({}, changes | {"train.accumulate": accumulate, "train.batch_size": 256})
+    config.model.update(dict(width=2048, heads=16, vocab_size=50_304))
+    config.data.update(dict(tokenizer="gpt2", length=1024))
+
+    def plan():
+        return assemble.dry_run(config, devices=devices, chip=named_chip(chip), mfu=0.4)
+
+    chosen = plan()
+    assert chosen.warnings() == [], chosen.text()
+    assert chosen.sizes["model"] == 1
+    config.mesh.update(dict(model=1, fsdp=chosen.sizes["fsdp"] // 2))
+    assert plan().warnings()  # the smallest that fits
+
+
+def test_of_a_gpu_jax_takes_three_quarters(monkeypatch):
+    assert named_chip("tpu v4").usable_bytes == 0.9 * 32e9
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    assert named_chip("h100").usable_bytes == 0.75 * 80e9
+    for share, usable in (("0.5", 40e9), ("0.95", 72e9)):
+        monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", share)
+        assert named_chip("h100").usable_bytes == usable
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "most")
+    with pytest.raises(UserError, match="XLA_CLIENT_MEM_FRACTION must be a number"):
+        assert named_chip("h100").usable_bytes
 
 
 def test_a_dry_run_needs_neither_data_nor_devices(monkeypatch):
