@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import jax
 
@@ -92,13 +93,14 @@ def peak_flops() -> float | None:
     return chip.flops * jax.device_count() if chip else None
 
 
-def usable_bytes(device: jax.Device) -> float | None:
-    """Memory of a device that may be planned for; None if neither it nor the table knows.
+def usable_bytes(devices: Sequence[jax.Device]) -> float | None:
+    """Memory of each of the devices that may be planned for; None if it is not known.
 
-    What a device says of itself is already what JAX takes of it.
+    Every process asks a device of its own, so that all of the same hardware find the same.
     """
-    stats = device.memory_stats() or {} if device.process_index == jax.process_index() else {}
-    if "bytes_limit" in stats:
-        return USABLE * stats["bytes_limit"]
-    chip = this_chip(device)
-    return chip.usable_bytes if chip else None
+    own = [d for d in devices if d.process_index == jax.process_index()]
+    limit = (own[0].memory_stats() or {}).get("bytes_limit") if own else None
+    chip = this_chip(devices[0])
+    if chip is None:
+        return limit and USABLE * limit
+    return min(chip.usable_bytes, limit) if limit else chip.usable_bytes

@@ -57,7 +57,7 @@ def make_mesh(
             sizes,
             needs,
             devices=len(devices),
-            usable_bytes=usable_bytes(devices[0]),
+            usable_bytes=usable_bytes(devices),
             hosts=len({device.process_index for device in devices}),
         )
     for name, size in sizes.items():

@@ -173,7 +173,7 @@ class Population:
         as they are.
       mesh, sharding: devices, and the table of path patterns that places parameters.
       accumulate: micro-batches a step.
-      group: see `map_members`.
+      group: members at once, see `map_members` and `update_members`.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from lmnoise.errors import UserError
 from lmnoise.models.memory import running_bytes, saved_bytes
 from lmnoise.models.transformer import LanguageModel, gpt2
 from lmnoise.training import mesh as meshes
-from lmnoise.training.hardware import CHIPS, named_chip, this_chip
+from lmnoise.training.hardware import CHIPS, named_chip, this_chip, usable_bytes
 from lmnoise.training.loop import Cost
 from lmnoise.training.plan import Plan, tree_bytes
 
@@ -222,6 +222,25 @@ def test_of_a_gpu_jax_takes_three_quarters(monkeypatch):
     monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "most")
     with pytest.raises(UserError, match="XLA_CLIENT_MEM_FRACTION must be a number"):
         assert named_chip("h100").usable_bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "usable"),
+    [
+        ("NVIDIA H100 80GB HBM3", 63e9, 60e9),
+        ("NVIDIA H100 80GB HBM3", 30e9, 30e9),  # a part of one
+        ("another", 50e9, 45e9),
+        ("another", None, None),
+    ],
+)
+def test_each_process_asks_its_own_device(kind, limit, usable, monkeypatch):
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    refuse = lambda: pytest.fail("the device of another process was asked")  # noqa: E731
+    of_others = types.SimpleNamespace(device_kind=kind, process_index=1, memory_stats=refuse)
+    stats = lambda: limit and {"bytes_limit": limit}  # noqa: E731
+    own = types.SimpleNamespace(device_kind=kind, process_index=0, memory_stats=stats)
+    assert usable_bytes([of_others, own]) == usable
 
 
 def test_a_dry_run_needs_neither_data_nor_devices(monkeypatch):
