@@ -9,6 +9,7 @@ while it holds Python's lock. Prints the port it listens on; ends with its paren
 """
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -48,6 +49,8 @@ def accept(listener: socket.socket, host: str, port: int) -> None:
 
 
 def main() -> None:
+    # Whoever asks all processes of a job to stop asks this one too; it is needed to the end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent, host, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     listener = socket.create_server(("127.0.0.1", 0))
     threading.Thread(target=accept, args=(listener, host, port), daemon=True).start()
