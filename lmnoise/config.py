@@ -77,7 +77,7 @@ _DEFAULTS = dict(
         keep=2,
         keep_every=0,
         steps_per_dispatch=10,
-        members_at_once=0,  # on a device, rounded down to a divisor of its members; 0: what suits it
+        members_at_once=0,  # of those of a device, down to a divisor of their number; 0: what suits
     ),
     spikes=dict(threshold=0.0, window=100, skip=2, max_rollbacks=3),
     mesh=dict(member=0, data=0, fsdp=0, model=0),  # 0: what suits the devices and the run
