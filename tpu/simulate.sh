@@ -108,7 +108,11 @@ if setpriv --pdeathsig KILL true 2>/dev/null; then tied=(setpriv --pdeathsig KIL
 set -m
 for ((i = 0; i < processes; i++)); do
   mapfile -t environment < <(setting "$i")
-  exec {out}> >(trap '' INT TERM HUP && exec sed -u "s/^/[$i] /")
+  # The last line of a killed process may be open: it is closed, or another's would go on in it.
+  exec {out}> >(
+    trap '' INT TERM HUP
+    while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$i" "$line"; done
+  )
   printers+=($!)
   "${tied[@]}" env "${environment[@]}" "$@" </dev/null >&"$out" 2>&1 &
   pids+=($!)
