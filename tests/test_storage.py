@@ -23,7 +23,6 @@ import pytest
 from etils import epath
 from etils.epath import backend
 from fsspec.registry import _registry
-from jax.experimental.compilation_cache import compilation_cache
 from orbax.checkpoint._src.path import gcs_utils
 
 from lmnoise import cli, storage
@@ -428,24 +427,6 @@ def run_config(text, data_dir):
     config.data.evaluate_windows = 4
     config.data.data_dir = str(data_dir)
     return config
-
-
-@pytest.fixture
-def compiled_once(tmp_path):
-    """Programs are compiled once for all runs of a test."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def resume_elsewhere(bucket, cache, text, tmp_path):

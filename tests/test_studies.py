@@ -25,6 +25,7 @@ from lmnoise.training import mesh
 from lmnoise.training.metrics import read_rows
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("compiled_once")
 sys.path.insert(0, str(ROOT / "experiments"))
 
 

@@ -11,6 +11,7 @@ import pytest
 from lmnoise.analyze.__main__ import ANALYSES, run
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("compiled_once")
 sys.path.insert(0, str(ROOT / "experiments"))
 
 
