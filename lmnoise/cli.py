@@ -4,7 +4,6 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -46,8 +45,7 @@ def keep_compiled_programs() -> None:
     names another, and JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "lmnoise" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(storage.user_cache() / "compiled"))
         jax.config.update("jax_compilation_cache_max_size", 2 * 10**9)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

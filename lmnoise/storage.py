@@ -13,7 +13,7 @@ from pathlib import Path
 
 from etils import epath
 
-from lmnoise.errors import UserError
+from lmnoise.errors import UserError, first_line
 
 # The package for each scheme, and where it looks for credentials.
 _STORES = {
@@ -54,7 +54,7 @@ def place(folder: epath.PathLike) -> epath.Path:
         ) from None
     except Exception as error:  # each package raises its own
         raise UserError(
-            f"{bucket} cannot be reached ({_first_line(error)}): check the network and the "
+            f"{bucket} cannot be reached ({first_line(error)}): check the network and the "
             f"credentials ({credentials})"
         ) from error
     if not there:
@@ -82,21 +82,18 @@ def failure(error: BaseException) -> str | None:
     # tensorstore, which reads and writes arrays, raises ValueError for everything.
     if isinstance(error, Exception) and (theirs or "http_response_code" in str(error)):
         return (
-            f"the object store failed ({_first_line(error)}): check its bucket, your permissions "
+            f"the object store failed ({first_line(error)}): check its bucket, your permissions "
             "and the network, and run the same command again"
         )
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def user_cache() -> Path:
+    """The folder lmnoise/ below XDG_CACHE_HOME or ~/.cache; it may be deleted if nothing runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lmnoise"
 
 
 def cache_folder(folder: epath.PathLike) -> Path:
-    """Where this machine keeps its copies from a folder of an object store.
-
-    Below XDG_CACHE_HOME or ~/.cache, in lmnoise/; it may be deleted whenever nothing runs.
-    """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    """Where this machine keeps its copies from a folder of an object store."""
     digest = hashlib.sha256(os.fspath(folder).rstrip("/").encode()).hexdigest()[:16]
-    return home / "lmnoise" / digest
+    return user_cache() / digest

@@ -14,7 +14,7 @@ from contenders import Shape
 from protocol import Missing, resident_peak, serve
 
 from lmnoise.data.corruption import Corruption
-from lmnoise.errors import UserError
+from lmnoise.errors import UserError, first_line
 from lmnoise.evaluation import variants
 from lmnoise.evaluation.language import Source
 from lmnoise.evaluation.perturb import Perturbation, sensitivity
@@ -44,7 +44,7 @@ def first_steps(advance):
         try:
             return advance(self, steps)
         except jax.errors.JaxRuntimeError as error:
-            raise Missing(f"it does not run here ({str(error).splitlines()[0]})") from error
+            raise Missing(f"it does not run here ({first_line(error)})") from error
 
     return checked
 

@@ -35,7 +35,7 @@ from lmnoise.data.files import locked, slug
 from lmnoise.data.names import CorpusName, Document
 from lmnoise.data.splits import SPLITS, SplitRule
 from lmnoise.data.user_files import UserFiles, fingerprint
-from lmnoise.errors import UserError
+from lmnoise.errors import UserError, first_line
 
 # Raise it when a reader in `packaged` changes its documents: prepared copies are made anew.
 READER_VERSION = "1.0.0"
@@ -326,7 +326,7 @@ def _open_tfds(base: str, data_dir: Path) -> Corpus:
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
     except ValueError as error:  # DatasetNotFoundError is one
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"TensorFlow Datasets has no {name!r} ({reason})") from None
     feature = _text_feature(builder)
     with locked(folder / slug(name)):

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from lmnoise import tree
-from lmnoise.errors import UserError
+from lmnoise.errors import UserError, first_line
 
 FORMAT = "lmnoise masks 1"
 
@@ -103,7 +103,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
             f"{path} cannot be read ({error.strerror}): check the path of the masks"
         ) from error
     except Exception as error:  # zipfile, NumPy and JSON raise many things.
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)
         raise UserError(
             f"{path} is damaged or no file of masks ({reason}): make it again with "
             "python -m lmnoise.analyze regions"

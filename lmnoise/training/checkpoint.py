@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from lmnoise import storage
-from lmnoise.errors import UserError
+from lmnoise.errors import UserError, first_line
 from lmnoise.training import orbax_s3, processes
 
 
@@ -121,7 +121,7 @@ class Checkpoints:
             except Exception as error:  # Orbax raises whatever its storage layers raise.
                 if _is_no_damage(error):
                     raise
-                reason = _first_line(error)
+                reason = first_line(error)
             if _for_any_process(reason is not None):
                 failures[step] = reason or "by another process"
                 continue
@@ -241,7 +241,7 @@ def read_member(folder: epath.PathLike, step: int, member: int) -> Any:
                 raise
             raise UserError(
                 f"the checkpoint of step {step} in {folder} cannot be read "
-                f"({_first_line(error)}): name another step"
+                f"({first_line(error)}): name another step"
             ) from error
 
 
@@ -271,10 +271,6 @@ def _is_no_damage(error: Exception) -> bool:
     if isinstance(error, MemoryError | PermissionError):
         return True
     return any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED"))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _absolute(folder: epath.PathLike) -> epath.Path:

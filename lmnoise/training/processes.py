@@ -32,7 +32,7 @@ import jax
 from jax._src.clusters import ClusterEnv, K8sCluster
 
 from lmnoise import cli
-from lmnoise.errors import UserError
+from lmnoise.errors import UserError, first_line
 from lmnoise.training import peers, relay, roll
 
 # This process's end of the line to the others; None if it is alone.
@@ -99,7 +99,7 @@ def fail(error: BaseException) -> None:
         if isinstance(error, Exception):
             # If another process is gone, that is why this one failed, and its thread will say so.
             time.sleep(2)
-        status, reason = 1, (str(error).strip() or type(error).__name__).splitlines()[0]
+        status, reason = 1, first_line(error)
         _member.fail(status, reason, lambda: traceback.print_exception(error))
     status, sentence = known
     _member.fail(status, sentence.removeprefix("error: "), lambda: print(sentence, file=sys.stderr))
