@@ -1,5 +1,7 @@
 """The one exception that users are meant to read, and what others say in a line."""
 
+import re
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -10,5 +12,11 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, at most 200 characters of one line; its type if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    """What an error says, in one line of at most 300 characters; its type if it says nothing.
+
+    Of a longer line the beginning and the end stay: storage libraries name the path first, twice,
+    and the reason last. What they add in brackets for machines (` [os_error_code=...`) is cut.
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = re.sub(r" \[\w+=.*", "", line)
+    return line if len(line) <= 300 else f"{line[:145]} ... {line[-150:]}"
