@@ -23,6 +23,18 @@ def plain(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> jax.Array:
     )
 
 
+def weights(q_BSHK: jax.Array, k_BSGK: jax.Array) -> jax.Array:
+    """What each query gives to each key, (B, H, S, S) float32, held whole: for small inputs.
+
+    Rows sum to one over the keys up to the query itself.
+    """
+    length, width = q_BSHK.shape[1], q_BSHK.shape[-1]
+    k_BSHK = jnp.repeat(k_BSGK, q_BSHK.shape[2] // k_BSGK.shape[2], axis=2)
+    scores_BHQS = jnp.einsum("bqhk,bshk->bhqs", q_BSHK, k_BSHK) * width**-0.5
+    visible_QS = jnp.tril(jnp.ones((length, length), bool))
+    return jax.nn.softmax(jnp.where(visible_QS[None, None], scores_BHQS, -jnp.inf), axis=-1)
+
+
 @jax.custom_vjp
 def row_blocks(q_BSHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array) -> jax.Array:
     """Attention in static blocks, which skips the half that the causal mask throws away.

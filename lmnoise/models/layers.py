@@ -101,7 +101,7 @@ def rotate(x_BSHK: jax.Array, frequencies: jax.Array) -> jax.Array:
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with grouped queries."""
+    """Causal self-attention with grouped queries; `observe` is told of queries and keys."""
 
     def __init__(self, config):
         self.config = config
@@ -121,7 +121,7 @@ class Attention(nnx.Module):
         std = 0.02 * (2 * config.layers) ** -0.5
         self.output = Linear(config, (heads_width, width), ("heads", "width"), std)
 
-    def __call__(self, x_ND, length, local):
+    def __call__(self, x_ND, length, local, observe):
         c = self.config
         q, k, v = self.query(x_ND), self.key(x_ND), self.value(x_ND)
         if self.query_norm is not None:
@@ -134,6 +134,7 @@ class Attention(nnx.Module):
             frequencies = rotary_frequencies(c, local)
             q_BSHK, k_BSGK = rotate(q_BSHK, frequencies), rotate(k_BSGK, frequencies)
         variant = attention.choose(c.attention, dtype=c.dtype, length=length)
+        observe("attention/heads", (q_BSHK, k_BSGK))
         operands = [x.astype(c.dtype) for x in (q_BSHK, k_BSGK, v_BSGK)]
         mixed_BSHK = attention.VARIANTS[variant](*operands).astype(jnp.float32)
         return self.output(mixed_BSHK.reshape(x_ND.shape[0], -1))
@@ -180,7 +181,7 @@ class Block(nnx.Module):
         before, after = self._around(self.attention_norm, self.attention_post_norm)
         input_ND = before(x_ND)
         observe("attention/input", input_ND)
-        added_ND = after(self.attention(input_ND, length, local))
+        added_ND = after(self.attention(input_ND, length, local, observe))
         observe("attention/output", added_ND)
         between_ND = x_ND + added_ND
         before, after = self._around(self.mlp_norm, self.mlp_post_norm)

@@ -275,13 +275,14 @@ class LanguageModel:
         Args:
           params: the parameters.
           tokens_BS: int32.
-          function: `function(point, value_ND)` is what to keep of a point's activations; it sees
-            one layer at a time, so that they need not be held for all.
+          function: `function(point, value)` is what to keep of a point's activations, (N, D)
+            unless said below; it sees one layer at a time, so that they need not be held for all.
 
         The points are "residual" (the block's input), "attention/input" (after the norm),
-        "attention/output" (what is added to the residual stream), "mlp/input", "mlp/hidden" (the
-        input of the down projection, (N, F)), "mlp/output" (what the down projection gives) and
-        "output" (the block's).
+        "attention/heads" (queries (B, S, H, K) and keys (B, S, G, K) as they meet, a pair for
+        `attention.weights`), "attention/output" (what is added to the residual stream),
+        "mlp/input", "mlp/hidden" (the input of the down projection, (N, F)), "mlp/output" (what
+        the down projection gives) and "output" (the block's).
         """
         return self._bind(params)(tokens_BS, function)[1]
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lmnoise import tree
+from lmnoise.models import attention
 from lmnoise.models.transformer import LanguageModel, gpt2, llama, stack_layers
 
 GPT2 = gpt2(vocab_size=17, context=16, layers=2, width=12, heads=3)
@@ -31,6 +32,7 @@ TOKENS = np.random.default_rng(1).integers(0, 17, (2, 16), dtype=np.int32)
 POINTS = {
     "residual",
     "attention/input",
+    "attention/heads",
     "attention/output",
     "mlp/input",
     "mlp/hidden",
@@ -56,10 +58,10 @@ def wide(config):
 
 @functools.cache
 def observed(config):
-    """All points whole, an LND array each, for the same parameters in any layout."""
+    """All points whole, LND arrays but the heads, for the same parameters in any layout."""
     params = stack_layers(wide(config)) if config.layers_as == "scan" else wide(config)
     look = jax.jit(functools.partial(LanguageModel(config).observe, function=lambda _, x_ND: x_ND))
-    return {name: np.asarray(x) for name, x in look(params, TOKENS).items()}
+    return jax.device_get(look(params, TOKENS))
 
 
 def normed(config, x_ND, leaves):
@@ -83,7 +85,7 @@ def test_observed_points_follow_from_one_another(config):
     np.testing.assert_array_equal(points["residual"][0], embedded.reshape(-1, config.width))
     np.testing.assert_array_equal(points["residual"][1:], points["output"][:-1])
     for layer, block in params["blocks"].items():
-        at = {name: x[layer] for name, x in points.items()}
+        at = jax.tree.map(lambda x, layer=layer: x[layer], points)
         between = at["residual"] + at["attention/output"]
         before_mlp = at["residual"] if config.parallel else between
         down = block["mlp"]["down"]
@@ -109,11 +111,47 @@ def test_observed_points_follow_from_one_another(config):
 def test_observation_does_not_depend_on_the_layout_or_remat(config, changes):
     found = observed(dataclasses.replace(config, **changes))
     for name, expected in observed(config).items():
-        np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-5, err_msg=name)
+        close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5, err_msg=name)
+        jax.tree.map(close, found[name], expected)
+
+
+def mixed(config, weights_BHQS, kernels, input_ND):
+    """What the heads add, given their weights, in NumPy."""
+    value = kernels["value"]
+    v_ND = input_ND @ value["kernel"] + value.get("bias", np.zeros(1))[None]
+    v_BSGK = v_ND.reshape(*TOKENS.shape, config.kv_heads, -1)
+    rows = []
+    for row in range(TOKENS.shape[0]):
+        heads = [
+            weights_BHQS[row, head] @ v_BSGK[row, :, head * config.kv_heads // config.heads]
+            for head in range(config.heads)
+        ]
+        rows.append(np.concatenate(heads, -1))
+    output = kernels["output"]
+    return np.concatenate(rows) @ output["kernel"] + output.get("bias", np.zeros(1))[None]
+
+
+@OBSERVED
+def test_attention_weights_are_those_that_mixed_the_values(config):
+    params = wide(config)
+    for layer, block in params["blocks"].items():
+        at = jax.tree.map(lambda x, layer=layer: x[layer], observed(config))
+        weights_BHQS = np.asarray(attention.weights(*at["attention/heads"]))
+        np.testing.assert_allclose(weights_BHQS.sum(-1), 1.0, atol=1e-6)
+        assert not np.triu(weights_BHQS, 1).any()
+        found = mixed(config, weights_BHQS, block["attention"], at["attention/input"])
+        if "attention_post_norm" in block:
+            found = normed(config, found, block["attention_post_norm"])
+        elif config.norm_position == "after":
+            found = normed(config, found, block["attention_norm"])
+        np.testing.assert_allclose(found, at["attention/output"], rtol=0, atol=1e-5)
 
 
 def test_observation_keeps_what_the_function_gives():
-    largest = lambda name, x_ND: {name: jnp.abs(x_ND).max(0)}  # noqa: E731
+    def largest(name, value):
+        return {name: () if name == "attention/heads" else jnp.abs(value).max(0)}
+
     found = LanguageModel(GPT2).observe(wide(GPT2), TOKENS, largest)
-    for name, x_LND in observed(GPT2).items():
+    for name in POINTS - {"attention/heads"}:
+        x_LND = observed(GPT2)[name]
         np.testing.assert_allclose(found[name][name], np.abs(x_LND).max(1), rtol=1e-5)
