@@ -20,9 +20,8 @@ from ml_collections import ConfigDict
 from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.analyze import parameters, regions, series
-from lmnoise.analyze.continued import Stopped
 from lmnoise.analyze.subject import Subject, open_subject
-from lmnoise.errors import UserError
+from lmnoise.errors import Stopped, UserError
 from lmnoise.report import provenance, write_report
 
 SECTIONS = ("checkpoint", "rules", "recover", "data", "model", "mesh", "continuation", "regions",

@@ -54,7 +54,18 @@ def members_of(config: ConfigDict) -> Members:
             raise UserError(
                 f"config.members.seed must be an integer in [0, 2**31), not {member['seed']}"
             )
+        if not 0 < steps_of(member, config) <= config.train.steps:
+            raise UserError(
+                "config.members.duration must be shares of config.train.steps, above 0 and at "
+                f"most 1, that make at least one step; {member['duration']} of "
+                f"{config.train.steps} does not"
+            )
     return [m for m in members if m["rate"] > 0 or m["kind"] == axes["kind"][0]]
+
+
+def steps_of(member: dict[str, Any], config: ConfigDict) -> int:
+    """How many of the run's steps a member trains."""
+    return round(member["duration"] * config.train.steps)
 
 
 def model_config(config: ConfigDict, tokens: int) -> TransformerConfig:
@@ -117,12 +128,24 @@ def _extra_rows(config: ConfigDict, members: Members, devices: Mesh | AbstractMe
     return extra_rows_for(max(m["rate"] for m in members), config.train.batch_size, parts)
 
 
-def _arrays(members: Members) -> dict[str, Any]:
-    """Hyper-parameters (M,), with the numbers of a member's stream and kind of noise."""
+def _arrays(config: ConfigDict, members: Members) -> dict[str, Any]:
+    """Hyper-parameters (M,), with the numbers of a member's stream and kind of noise.
+
+    The members' `steps` only if one ends early: they cost the step a branch.
+    """
     seeds, kinds = seeds_of(members), _kinds(members)
-    return member_arrays(
-        [m | {"stream": seeds.index(m["seed"]), "kind": kinds.index(m["kind"])} for m in members]
+    arrays = member_arrays(
+        [
+            m
+            | {"stream": seeds.index(m["seed"]), "kind": kinds.index(m["kind"])}
+            | {"steps": steps_of(m, config)}
+            for m in members
+        ]
     )
+    del arrays["duration"]
+    if (arrays["steps"] == config.train.steps).all():
+        del arrays["steps"]
+    return arrays
 
 
 def without_data(
@@ -147,7 +170,7 @@ def without_data(
         batch_size=train.batch_size,
         accumulate=train.accumulate,
     )
-    corruption, arrays = _corruption(config, members, vocab_size, devices), _arrays(members)
+    corruption, arrays = _corruption(config, members, vocab_size, devices), _arrays(config, members)
     population = Population(
         init=model.init,
         loss=model.loss,
@@ -158,14 +181,16 @@ def without_data(
         accumulate=train.accumulate,
         group=train.members_at_once,
     )
-    tokens = (train.batch_size + corruption.extra_rows) * config.data.length * len(members)
+    # Of the whole run, a step: members that end early take less.
+    running = sum(steps_of(m, config) for m in members) / train.steps
+    tokens = round((train.batch_size + corruption.extra_rows) * config.data.length * running)
     cost = Cost(tokens, tokens * model.flops_per_token(config.data.length))
     return model, corruption, population, cost
 
 
 def _needs(config: ConfigDict, model: LanguageModel, members: Members) -> mesh.Needs:
     """What a mesh is chosen by; the memory only if it is asked for, as it takes a second."""
-    train, optimizer, arrays = config.train, _optimizer(config), _arrays(members)
+    train, optimizer, arrays = config.train, _optimizer(config), _arrays(config, members)
     if train.batch_size % train.accumulate:
         raise UserError(
             f"config.train.accumulate {train.accumulate} does not divide "

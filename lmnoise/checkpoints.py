@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from lmnoise import config as configs
 from lmnoise import storage, tree
-from lmnoise.assemble import model_config
+from lmnoise.assemble import members_of, model_config, steps_of
 from lmnoise.data.fetch import Package, fetch, unpacked
 from lmnoise.data.files import atomic_folder, locked, sha256_file, slug
 from lmnoise.data.gguf_tokenizer import gguf_tokenizer
@@ -181,20 +181,22 @@ def _open_run(workdir: Path, step: str | None, member: str) -> Checkpoint:
     if step is not None and step not in map(str, steps):
         raise UserError(f"{folder} has no step {step}: name one of {', '.join(map(str, steps))}")
     at = steps[-1] if step is None else int(step)
-    stored = dict(tree.named_leaves(read_member(folder, at, int(member[1:] or 0))))
+    number = int(member[1:] or 0)
+    stored = dict(tree.named_leaves(read_member(folder, at, number)))
     if "tokens" not in stored:
         raise UserError(f"{workdir} is no run of a language model: name another")
     ours = dataclasses.replace(
         model_config(config, stored["tokens"].shape[0]), layers_as="unrolled"
     )
     params = _unstacked(stored, ours, folder / str(at))
+    steps_trained = min(at, steps_of(members_of(config)[number], config))
     return Checkpoint(
         name=f"{_name(workdir)}-{at}{member}",
         model=LanguageModel(ours),
         params=params,
         tokenizer=config.data.tokenizer,
         bos_id=None,
-        tokens=float(at * config.train.batch_size * config.data.length),
+        tokens=float(steps_trained * config.train.batch_size * config.data.length),
         fingerprint=fingerprint(ours, params),
         note="",
     )
@@ -236,6 +238,8 @@ def _run_config(workdir: Path) -> ConfigDict:
         config.model.update(said["model"])
         for section, key in (("data", "tokenizer"), ("data", "length"), ("train", "batch_size")):
             config[section][key] = said[section][key]
+        config.train.steps = said["train"]["steps"]
+        config.members.update({name: tuple(axis) for name, axis in said["members"].items()})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         text = " ".join(str(error).split())
         raise UserError(

@@ -34,6 +34,7 @@ _DEFAULTS = dict(
         rate=(0.0,),
         learning_rate=(1e-3,),
         weight_decay=(0.1,),
+        duration=(1.0,),  # shares of train.steps that a member trains, its schedule with it
     ),
     model=dict(
         family="gpt2",

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read, and what others say in a line."""
+"""What ends a command early: an error that users are meant to read, or a signal."""
 
 import re
 
@@ -9,6 +9,10 @@ class UserError(Exception):
     The message is one sentence that names the file or key and the remedy. Entry points print
     it to standard error and exit with status 2 (see `lmnoise.cli.run`); nothing has been lost.
     """
+
+
+class Stopped(Exception):
+    """A signal stopped a training after it was saved; the same command goes on."""
 
 
 def first_line(error: BaseException) -> str:

@@ -18,10 +18,9 @@ from absl import flags
 from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.analyze import language, parameters, perturb, regions, series
-from lmnoise.analyze.continued import Stopped
 from lmnoise.analyze.subject import open_subject
 from lmnoise.checkpoints import expand
-from lmnoise.errors import UserError
+from lmnoise.errors import Stopped, UserError
 from lmnoise.report import provenance, write_report
 
 ANALYSES = {

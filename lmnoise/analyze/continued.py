@@ -12,16 +12,13 @@ from ml_collections import ConfigDict
 
 from lmnoise.analyze.subject import Subject
 from lmnoise.data.stream import Windows, batches
+from lmnoise.errors import Stopped
 from lmnoise.training import checkpoint
 from lmnoise.training.loop import Cost, LoopConfig, fit
 from lmnoise.training.mesh import check_divisible
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.population import Population, member_arrays
 from lmnoise.training.step import TrainState
-
-
-class Stopped(Exception):
-    """A signal stopped the training after it was saved; the same command goes on."""
 
 
 def _plain(batch: dict[str, Any], member: dict[str, Any]) -> dict[str, Any]:

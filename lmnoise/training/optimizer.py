@@ -82,8 +82,12 @@ class OptimizerConfig:
             raise ValueError(f"clip_norm must be above 0 (inf clips nothing), not {self.clip_norm}")
 
 
-def schedule(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
-    """The learning rate as a fraction of its peak; step 0 is already above zero."""
+def schedule(config: OptimizerConfig) -> Callable[..., jax.Array]:
+    """Builds `fraction(count, steps=None)`, the learning rate as a fraction of its peak.
+
+    Step 0 is already above zero. With `steps`, perhaps traced, the whole schedule is shrunk from
+    `config.steps` to that many; "cyclical" keeps its cycles.
+    """
     total = config.cycle_steps if config.schedule == "cyclical" else config.steps
     warmup = min(max(1, round(config.warmup_fraction * total)), total - 1)
     if config.schedule == "one_cycle":
@@ -99,9 +103,13 @@ def schedule(config: OptimizerConfig) -> Callable[[jax.Array], jax.Array]:
             pieces.append(optax.linear_schedule(1.0, config.final_fraction, decay))
             boundaries.append(total - decay)
         base = optax.join_schedules(pieces, boundaries)
-    if config.schedule == "cyclical":
-        return lambda count: base(count % total + 1)
-    return lambda count: base(count + 1)
+
+    def fraction(count, steps=None):
+        if config.schedule == "cyclical":
+            return base(count % total + 1)
+        return base(count + 1 if steps is None else (count + 1) * (config.steps / steps))
+
+    return fraction
 
 
 def _cosine(start: float, end: float, steps: int) -> Callable[[jax.Array], jax.Array]:
@@ -120,6 +128,7 @@ def make_optimizer(
     learning_rate: float | jax.Array,
     weight_decay: float | jax.Array,
     frozen: Any = None,
+    steps: jax.Array | None = None,
 ) -> optax.GradientTransformation:
     """The algorithm for parameters of this structure; rate and decay may be traced, one a member.
 
@@ -130,6 +139,7 @@ def make_optimizer(
       frozen: bool arrays like `params`, perhaps traced, True where an entry must keep its bits;
         the others move as they would without these. The optimizer's state is the same with
         and without it.
+      steps: that the schedule is shrunk to, see `schedule`.
 
     Raises:
       KeyError: a table matches no pattern to some leaf.
@@ -151,7 +161,7 @@ def make_optimizer(
     trained = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         *update,
-        optax.scale_by_schedule(lambda count: -learning_rate * fraction(count)),
+        optax.scale_by_schedule(lambda count: -learning_rate * fraction(count, steps)),
         _scale_leaves(multipliers),
     )
     labels = jax.tree.map(lambda m: "frozen" if m.value is None else "trained", multipliers)

@@ -1,5 +1,6 @@
 """A population is an axis: one compiled program for all members, whatever the hardware."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,17 +164,20 @@ class Population:
 
     Args:
       init: `init(key) -> params`.
-      loss: `loss(params, batch, key) -> loss_BS`.
+      loss: `loss(params, batch, key) -> loss_BS`; with `shared`,
+        `loss(shared, params, batch, key)`.
       transform: `transform(batch, member) -> batch`, see `make_train_step`.
       optimizer: schedule and AdamW.
       members: hyper-parameters (M,), or their shapes for a population that is only planned or
         compiled, on devices that need not exist; at least `seed`, `stream`, `learning_rate` and
         `weight_decay`; optionally `frozen`, bool arrays (M, ...) like the parameters, True where
         an entry must keep its bits (all False for a member of which nothing is frozen), sharded
-        as they are.
+        as they are; `steps` and `sam_radius`, see `make_train_step`.
       mesh, sharding: devices, and the table of path patterns that places parameters.
       accumulate: micro-batches a step.
       group: members at once, see `map_members` and `update_members`.
+      shared: arrays that all members read and none changes, such as the parameters under
+        low-rank updates; sharded by the table, held once.
     """
 
     def __init__(
@@ -188,16 +192,20 @@ class Population:
         sharding: tree.Table = meshes.TRANSFORMER_SHARDING,
         accumulate: int = 1,
         group: int = 0,
+        shared: Any = None,
     ):
         self.mesh, self.group = mesh, group
         self.members = place(members, meshes.state_shardings(mesh, members, sharding))
         self.count = _count(members)
-        train_step = make_train_step(loss, transform, optimizer, accumulate)
+        self._shared = place(shared, meshes.parameter_shardings(mesh, shared, sharding))
 
         def init_all(members):
             return map_members(lambda m: init_state(init, optimizer, m), mesh, group, members)
 
-        def steps(states, members, batches):
+        def steps(states, members, shared, batches):
+            own_loss = loss if shared is None else functools.partial(loss, shared)
+            train_step = make_train_step(own_loss, transform, optimizer, accumulate)
+
             def of_member(state, member):
                 def step(state, batch):
                     own = {k: batch[k][member["stream"]] for k in batch if k != "index"}
@@ -259,7 +267,7 @@ class Population:
 
     def lower(self, batches: dict[str, jax.ShapeDtypeStruct]) -> jax.stages.Lowered:
         """`steps` for states and batches of these shapes, ready to compile."""
-        return self._steps.lower(self.abstract(), self.members, self.batches(batches))
+        return self._steps.lower(self.abstract(), self.members, self._shared, self.batches(batches))
 
     def stage(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
         """Places K host batches (rows of this process) on the devices, leaves (K, R, B, S+1)."""
@@ -282,7 +290,7 @@ class Population:
         Returns:
           The states after K steps, and metrics (M, K, 2) of (sum, count).
         """
-        return self._steps(states, self.members, batches)
+        return self._steps(states, self.members, self._shared, batches)
 
     def map(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         """Compiles `function(params, batch)` over all members' parameters and one batch.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from lmnoise import keys
+from lmnoise.training import sharpness
 from lmnoise.training.optimizer import OptimizerConfig, make_optimizer, schedule
 
 type Batch = dict[str, Any]
@@ -51,8 +52,10 @@ def make_train_step(
       loss: `loss(params, batch, key) -> loss_BS`, per example or per token.
       transform: `transform(batch, member) -> batch` with `weights` and `groups` (named masks),
         both broadcastable to the loss, and a leading axis B on every leaf.
-      optimizer: its `learning_rate` and `weight_decay` come from the member; and `frozen`, bool
-        arrays like the parameters, if the member has it (see `make_optimizer`).
+      optimizer: its `learning_rate` and `weight_decay` come from the member. If the member has
+        `frozen`, bool arrays like the parameters, see `make_optimizer`; if it has `sam_radius`,
+        see `sharpness`; if it has `steps`, the schedule is shrunk to them, and from then on the
+        state stays as it is, bit for bit, and no metric counts anything.
       accumulate: micro-batches a step; it divides B.
 
     Returns:
@@ -70,26 +73,37 @@ def make_train_step(
 
     gradient = jax.grad(weighted_sums, has_aux=True)
 
+    def at(params, batch, key):
+        if accumulate == 1:
+            grads, sums = gradient(params, batch, key)
+        else:
+            grads, sums = _accumulated(gradient, params, batch, key, accumulate)
+        # Of a batch without any weight (every row dropped) the gradient is zero, not 0 / 0.
+        count = sums["loss"][1]
+        return jax.tree.map(lambda g: g / jnp.where(count > 0, count, 1.0), grads), sums
+
     def train_step(state, batch, member):
         key = keys.fold(jax.random.key(member["seed"]), "step", state.step)
         batch = transform(batch, member)
-        if accumulate == 1:
-            grads, sums = gradient(state.params, batch, key)
-        else:
-            grads, sums = _accumulated(gradient, state.params, batch, key, accumulate)
-        # Of a batch without any weight (every row dropped) the gradient is zero, not 0 / 0.
-        count = sums["loss"][1]
-        grads = jax.tree.map(lambda g: g / jnp.where(count > 0, count, 1.0), grads)
+        grads, sums = at(state.params, batch, key)
+        frozen, steps = member.get("frozen"), member.get("steps")
+        if "sam_radius" in member:
+            still = sharpness.still(optimizer, state.params, frozen)
+            grads = sharpness.minimised(
+                lambda params: at(params, batch, key)[0],
+                state.params, grads, member["sam_radius"], still,
+            )  # fmt: skip
         transformation = make_optimizer(
             optimizer,
             state.params,
             member["learning_rate"],
             member["weight_decay"],
-            member.get("frozen"),
+            frozen,
+            steps,
         )
         updates, opt_state = transformation.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        rate = member["learning_rate"] * schedule(optimizer)(state.step)
+        rate = member["learning_rate"] * schedule(optimizer)(state.step, steps)
         one = jnp.ones((), jnp.float32)
         metrics = sums | {
             "grad_norm": jnp.stack([optax.tree.norm(grads), one]),
@@ -97,7 +111,19 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return train_step
+    def until_its_end(state, batch, member):
+        if "steps" not in member:
+            return train_step(state, batch, member)
+        _, shapes = jax.eval_shape(train_step, state, batch, member)
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.cond(
+            state.step < member["steps"],
+            train_step,
+            lambda state, batch, member: (state, nothing),
+            state, batch, member,
+        )  # fmt: skip
+
+    return until_its_end
 
 
 def _pair(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from lmnoise.analyze.defaults import default_config
 from lmnoise.analyze.subject import metrics, open_subject, rises, unchanged
 from lmnoise.checkpoints import open_checkpoint
 from lmnoise.data.packing import open_packed
-from lmnoise.errors import UserError
+from lmnoise.errors import Stopped, UserError
 from lmnoise.evaluation import masks
 from lmnoise.models.transformer import LanguageModel
 
@@ -140,7 +140,7 @@ def test_a_signal_stops_the_training_of_an_analysis(run_folder, config, tmp_path
     monkeypatch.setattr(continued, "fit", lambda *arguments, **options: None)
     config.regions.rule = "change"
     subject = open_subject(str(run_folder), config, config.regions.sources, 8, tmp_path)
-    with pytest.raises(continued.Stopped):
+    with pytest.raises(Stopped):
         regions.measure(subject, config)
 
 

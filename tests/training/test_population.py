@@ -154,7 +154,7 @@ def test_a_kind_costs_nothing_when_no_member_of_the_group_has_it(reference):
     """A group of one keeps the branch on the kind of noise; `vmap` computes all branches."""
     population = reference[2]
     staged = population.stage([host_batch(k) for k in range(DISPATCH)])
-    lowered = population._steps.lower(population.init(), population.members, staged)
+    lowered = population._steps.lower(population.init(), population.members, None, staged)
     assert "stablehlo.case" in lowered.as_text()
 
 
