@@ -292,6 +292,19 @@ class LanguageModel:
         logits_NV = product(module(tokens_BS)[0], module.unembedding, self.config.dtype)
         return logits_NV.reshape(*tokens_BS.shape, -1)
 
+    def logits_at(self, params: Any, tokens_BS: jax.Array, position_B: jax.Array) -> jax.Array:
+        """Logits (B, V) float32 of what follows one position of each row.
+
+        Args:
+          params: the parameters.
+          tokens_BS: int32.
+          position_B: int32, the position of each row whose next token is asked for.
+        """
+        module = self._bind(params)
+        x_BSD = module(tokens_BS)[0].reshape(*tokens_BS.shape, -1)
+        x_BD = jnp.take_along_axis(x_BSD, position_B[:, None, None], axis=1)[:, 0]
+        return product(x_BD, module.unembedding, self.config.dtype)
+
     def loss(self, params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
         """Next-token cross-entropy of each position, (B, S) float32, nats per token.
 

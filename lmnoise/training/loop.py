@@ -36,6 +36,7 @@ class LoopConfig:
 
     `steps_per_dispatch` is an upper limit: the largest number that divides every interval is
     taken, so that one program serves the whole run. An interval of 0 means only at the end.
+    With `save_end` False the final states are not saved: the caller measures them at once.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class LoopConfig:
     keep: int = 2
     keep_every: int = 0
     steps_per_dispatch: int = 10
+    save_end: bool = True
     spikes: SpikeConfig = dataclasses.field(default_factory=SpikeConfig)
 
     @property
@@ -241,7 +243,7 @@ class _Run:
             rows = self.evaluate(self.states.params)
             self._write({"step": self.step} | row for row in rows)
         every = self.config.checkpoint_every
-        if end or (every and self.step % every == 0):
+        if self.config.save_end if end else every and self.step % every == 0:
             self._save()
             if self.step > self.spike_step:
                 self.rollbacks = 0

@@ -22,12 +22,15 @@ class SpikeConfig:
       window: recent steps that median and MAD are taken over; half of them must be there.
       skip: batches to skip: the one with the spike and those just before it.
       max_rollbacks: failures after which the run stops.
+      rewind: False takes a loss that is not finite for a result of its member, with which the
+        population goes on: nothing is skipped, so that the others never notice.
     """
 
     threshold: float = 0.0
     window: int = 100
     skip: int = 2
     max_rollbacks: int = 3
+    rewind: bool = True
 
 
 class SpikeDetector:
@@ -55,7 +58,7 @@ class SpikeDetector:
             bad_M = scored_M & ~np.isfinite(losses_M)
             if self._config.threshold and len(self.history) >= self._config.window / 2:
                 bad_M |= losses_M > self._limits()
-            if bad_M.any():
+            if bad_M.any() and self._config.rewind:
                 return step, int(np.argmax(bad_M))
             self.history = [*self.history, losses_M.tolist()][-self._config.window :]
         return None
