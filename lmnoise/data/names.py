@@ -10,10 +10,14 @@ from lmnoise.data.text_corruption import corrupt_text, is_text_corruption
 
 
 class Document(NamedTuple):
-    """One document of a corpus; `id` is unique in the corpus and stays the same on every run."""
+    """One document of a corpus; `id` is unique in the corpus and stays the same on every run.
+
+    `label` names its class, "" for none.
+    """
 
     id: str
     text: str
+    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 In a folder every .txt file is one document; a .txt file named by itself is cut at blank lines
 into documents of 2,000 characters or more. A .jsonl line is an object whose key `text` holds the
-document, a .parquet file has a string column `text`; `PATH#KEY` reads another key or column.
+document, a .parquet file has a string column `text`; `PATH#KEY` reads another key or column. The
+key `label` of a .jsonl line, a string or a whole number, is the document's class.
 Files are streamed; nothing is copied.
 """
 
@@ -66,9 +67,9 @@ class UserFiles:
             readers = {".jsonl": self._read_jsonl, ".parquet": self._read_parquet}
             whole = self._read_whole if self._path.is_dir() else self._read_blocks
             name = file.relative_to(self._path) if self._path.is_dir() else Path(file.name)
-            for suffix, text in readers.get(file.suffix, whole)(file):
+            for suffix, text, *label in readers.get(file.suffix, whole)(file):
                 if text.strip():
-                    yield Document(f"{name.as_posix()}{suffix}", text)
+                    yield Document(f"{name.as_posix()}{suffix}", text, *label)
                 else:
                     self.counts["blank"] += 1
 
@@ -97,23 +98,23 @@ class UserFiles:
         if lines and not skip:
             yield f"#{block}", "".join(lines)
 
-    def _read_jsonl(self, file: Path) -> Iterator[tuple[str, str]]:
+    def _read_jsonl(self, file: Path) -> Iterator[tuple[str, str, str]]:
         offset = 0
         with open(file, "rb") as stream:
             for number, raw in enumerate(stream, 1):
                 try:
-                    text = self._json_text(raw, file, number, offset)
-                    yield f"#{number}", text
+                    yield f"#{number}", *self._json_fields(raw, file, number, offset)
                 except _Undecodable:
                     pass
                 offset += len(raw)
 
-    def _json_text(self, raw: bytes, file: Path, number: int, offset: int) -> str:
+    def _json_fields(self, raw: bytes, file: Path, number: int, offset: int) -> tuple[str, str]:
         line = self._decode(raw, file, offset).removeprefix("\ufeff")
         if not line.strip():
-            return ""
+            return "", ""
         try:
-            text = json.loads(line)[self._key]
+            fields = json.loads(line)
+            text, label = fields[self._key], fields.get("label")
         except ValueError as error:
             raise UserError(f"{file}, line {number}: not JSON ({error}); mend the line") from None
         except (KeyError, TypeError, IndexError):
@@ -124,7 +125,8 @@ class UserFiles:
                 f"name the key of the text as {file.name}#KEY"
             )
         # A lone surrogate, "\ud800", is valid JSON but not text.
-        return self._decode(text.encode("utf-8", "surrogatepass"), file, offset)
+        text = self._decode(text.encode("utf-8", "surrogatepass"), file, offset)
+        return text, str(label) if isinstance(label, str | int) else ""
 
     def _read_parquet(self, file: Path) -> Iterator[tuple[str, str]]:
         try:

