@@ -1,0 +1,151 @@
+"""Stairs, gains and canaries against synthetic curves and brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmnoise.evaluation import memorization
+from lmnoise.evaluation.memorization import step_search, step_test
+
+EPOCHS, EXAMPLES = 3, 40
+
+
+def curve(rng, drop=0.0, shape="flat"):
+    """Losses (E, N): what an example has of its own, a smooth trend, noise, and stairs."""
+    at = np.arange(EPOCHS * EXAMPLES) / EXAMPLES
+    trend = {"flat": 0 * at, "line": -0.3 * at, "decay": np.exp(-at / 2)}[shape]
+    stairs = -drop * np.floor(at)
+    own = rng.normal(0, 0.3, EXAMPLES)
+    noise = rng.normal(0, 0.1, (EPOCHS, EXAMPLES))
+    return (trend + stairs).reshape(EPOCHS, EXAMPLES) + own + noise
+
+
+@pytest.mark.parametrize("shape", ["flat", "line", "decay"])
+def test_without_stairs_the_false_positives_are_at_the_nominal_level(shape):
+    rng = np.random.default_rng(0)
+    trials, level = 400, 0.1
+    found = np.mean(
+        [
+            step_test(curve(rng, shape=shape).reshape(-1), EXAMPLES, EXAMPLES // 2).p_value < level
+            for _ in range(trials)
+        ]
+    )
+    # Three standard errors of a share of 400.
+    assert abs(found - level) < 3 * np.sqrt(level * (1 - level) / trials)
+
+
+@pytest.mark.parametrize("shape", ["flat", "line", "decay"])
+def test_searching_has_the_nominal_level_too(shape):
+    rng = np.random.default_rng(1)
+    trials, level = 200, 0.1
+    found = np.mean(
+        [
+            step_search(curve(rng, shape=shape), rng, draws=99, degree=3).p_value <= level
+            for _ in range(trials)
+        ]
+    )
+    assert abs(found - level) < 3 * np.sqrt(level * (1 - level) / trials)
+
+
+def test_stairs_are_found_where_they_are():
+    rng = np.random.default_rng(2)
+    values = curve(rng, drop=1.0, shape="line")
+    for boundary in (EXAMPLES, 2 * EXAMPLES):
+        step = step_test(values.reshape(-1), boundary, EXAMPLES // 2)
+        assert step.p_value < 0.01
+        assert abs(step.size + 1.0) < 4 * step.standard_error
+    search = step_search(values[:2], rng, draws=199)
+    assert search.p_value == pytest.approx(1 / 200)
+    assert abs(search.place - EXAMPLES) <= 2
+
+
+def test_the_step_is_that_of_least_squares():
+    values = np.random.default_rng(3).normal(size=20)
+    at = np.arange(-5, 5.0)
+    design = np.stack([np.ones(10), at, at**2, at >= 0], axis=1)
+    fit, (rest,), *_ = np.linalg.lstsq(design, values[5:15], rcond=None)
+    step = step_test(values, 10, 5)
+    assert step.size == pytest.approx(fit[-1])
+    # The t statistic squared is the F statistic against the parabola alone.
+    _, (without,), *_ = np.linalg.lstsq(design[:, :3], values[5:15], rcond=None)
+    f = (without - rest) / (rest / 6)
+    assert (step.size / step.standard_error) ** 2 == pytest.approx(f)
+
+
+@pytest.mark.parametrize(("place", "window"), [(10, 2), (3, 4), (18, 4)])
+def test_a_window_that_does_not_fit_is_refused(place, window):
+    with pytest.raises(ValueError, match="does not fit"):
+        step_test(np.zeros(20), place, window)
+
+
+def test_gains_by_hand():
+    # Held-out losses at 0, 2 and 4 updates; two examples a step, one step an epoch apart.
+    found = memorization.gains(
+        [[3.0, 3.0], [2.0, 2.5]], [[0, 1], [2, 3]], [0, 2, 4], [4.0, 3.6, 3.4]
+    )
+    # 1.0 - (4.0 - 3.6) and 0.5 - (3.8 - 3.5).
+    np.testing.assert_allclose(found, [[0.6, 0.2]])
+
+
+def test_the_association_finds_a_cause_and_its_null_covers_none():
+    rng = np.random.default_rng(4)
+    cause = np.tile(np.sin(np.linspace(0, np.pi, 50)), (3, 1))
+    effect = 2 * cause + rng.normal(0, 0.5, cause.shape) + np.array([[0.0], [5.0], [-5.0]])
+    found = memorization.association(effect, cause, rng)
+    expected = np.corrcoef(
+        (effect - effect.mean(1, keepdims=True)).ravel(),
+        (cause - cause.mean(1, keepdims=True)).ravel(),
+    )[0, 1]
+    assert found.correlation == pytest.approx(expected)
+    assert found.slope == pytest.approx(2, abs=0.4)
+    assert found.p_value == pytest.approx(1 / 1000)
+    trials, level = 200, 0.1
+    false = np.mean(
+        [
+            memorization.association(rng.normal(size=cause.shape), cause, rng, 99).p_value <= level
+            for _ in range(trials)
+        ]
+    )
+    assert abs(false - level) < 3 * np.sqrt(level * (1 - level) / trials)
+    # The width of the null is that of a correlation of 150 pairs in three groups.
+    assert found.null[1] == pytest.approx(1.96 / np.sqrt(147), rel=0.2)
+
+
+def test_a_cause_that_does_not_vary_is_refused():
+    with pytest.raises(ValueError, match="does not vary"):
+        memorization.association(np.zeros((2, 3)), np.ones((2, 3)), np.random.default_rng(0))
+
+
+def test_candidates_count_like_digits():
+    rows = memorization.candidates([7, 8], [1, 3, 5], 2)
+    assert rows.shape == (9, 4)
+    assert rows.dtype == np.int32
+    assert [tuple(row) for row in rows] == [
+        (7, 8, a, b) for a, b in itertools.product((1, 3, 5), repeat=2)
+    ]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.data())
+def test_exposure_is_its_definition(losses, data):
+    planted = data.draw(st.integers(0, len(losses) - 1))
+    rank = max(place for place, loss in enumerate(sorted(losses), 1) if loss == losses[planted])
+    expected = np.log2(len(losses)) - np.log2(rank)
+    assert memorization.exposure(losses, planted) == pytest.approx(expected)
+    assert 0 <= memorization.exposure(losses, planted) <= np.log2(len(losses))
+
+
+def test_a_canary_that_was_never_seen_has_the_exposure_of_a_random_rank():
+    rng = np.random.default_rng(5)
+    found = [memorization.exposure(rng.normal(size=256), 3) for _ in range(2000)]
+    mean = np.mean(np.log2(256) - np.log2(np.arange(1, 257)))
+    assert abs(np.mean(found) - mean) < 4 * np.std(found) / np.sqrt(2000)
+    assert mean == pytest.approx(1 / np.log(2), abs=0.05)
+
+
+def test_the_verbatim_rate_counts_whole_texts():
+    assert memorization.verbatim_rate([[1, 2], [3, 4]], [[1, 2], [3, 5]]) == 0.5
+    with pytest.raises(ValueError, match="must hold"):
+        memorization.verbatim_rate([], [])
