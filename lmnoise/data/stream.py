@@ -144,16 +144,24 @@ def batches(
     )
 
 
+def keyed_order(start: int, stop: int, name: str) -> grain.MapDataset:
+    """The numbers from `start` up to `stop`, again and again, each epoch in an order of its own.
+
+    Args:
+      name: the orders depend on it alone.
+    """
+    # Hashed because grain permutes epoch e with seed + e: seeds 0 and 1 would share their epochs
+    # 1 and 0.
+    key = hashlib.blake2b(name.encode(), digest_size=4).digest()
+    return grain.MapDataset.range(start, stop).shuffle(seed=int.from_bytes(key, "little")).repeat()
+
+
 def _stream(sources: Sequence[Windows], weights: Sequence[float], seed: int) -> grain.MapDataset:
     """Window numbers, counted over all sources one after the other, without end."""
     parts, start = [], 0
     for i, (source, weight) in enumerate(zip(sources, weights, strict=True)):
         if weight > 0:
-            # Hashed because grain permutes epoch e with seed + e: seeds 0 and 1 would share
-            # their epochs 1 and 0.
-            key = hashlib.blake2b(f"{seed}/{i}".encode(), digest_size=4).digest()
-            numbers = grain.MapDataset.range(start, start + len(source))
-            parts.append(numbers.shuffle(seed=int.from_bytes(key, "little")).repeat())
+            parts.append(keyed_order(start, start + len(source), f"{seed}/{i}"))
         start += len(source)
     if len(parts) == 1:
         return parts[0]

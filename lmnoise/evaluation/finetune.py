@@ -7,16 +7,40 @@ comes of it: all differences are paired.
 """
 
 import dataclasses
+import functools
+import hashlib
 import itertools
+import json
+import math
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from lmnoise.data.stream import Windows
+from lmnoise.data.tasks import Task
+from lmnoise.errors import Stopped
+from lmnoise.evaluation import scores as scoring
+from lmnoise.evaluation.finetune_program import (
+    Batches,
+    Loop,
+    Program,
+    Replay,
+    as_given,
+    trained_shapes,
+)
 from lmnoise.evaluation.language import Source
+from lmnoise.evaluation.scores import Mean, Scores
 from lmnoise.models.transformer import LanguageModel
+from lmnoise.training import lora
+from lmnoise.training import mesh as meshes
+from lmnoise.training.loop import fit
+from lmnoise.training.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,39 +86,6 @@ class PreTraining(NamedTuple):
     heldout: Source
 
 
-class Mean(NamedTuple):
-    """A mean over `n` documents or rows, with its standard error over them."""
-
-    mean: float
-    standard_error: float
-    n: int
-
-
-class Scores(NamedTuple):
-    """Sums of one text over its documents; of a task of labels a row is a document.
-
-    Attributes:
-      losses: nats of each document.
-      counts: scored tokens of each.
-      right: for labels 1.0 where the scored token's class had the largest logit among the classes,
-        else 0.0; None for text.
-    """
-
-    losses: list[float]
-    counts: list[float]
-    right: list[float] | None
-
-    @property
-    def loss(self) -> Mean:
-        """Nats a scored token."""
-        raise NotImplementedError
-
-    @property
-    def accuracy(self) -> Mean:
-        """Share of rows whose class is right; nan for text."""
-        raise NotImplementedError
-
-
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What one setting did to one start.
@@ -114,24 +105,33 @@ class Outcome:
     @property
     def diverged(self) -> bool:
         """Whether a loss afterwards is not finite."""
-        raise NotImplementedError
+        return not all(np.isfinite(scores.losses).all() for scores in self.after.values())
 
     def change(self, text: str) -> Mean:
         """Loss after less before on "validation", "test" or "pretraining", paired; nats a token."""
-        raise NotImplementedError
+        return self.after[text].change(self.before[text])
 
     def accuracy_change(self, text: str) -> Mean:
         """Accuracy after less before on "validation" or "test", paired; nan for text."""
-        raise NotImplementedError
+        return self.after[text].accuracy_change(self.before[text])
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON keeps it."""
-        raise NotImplementedError
+        return {
+            "setting": dataclasses.asdict(self.setting),
+            "before": {text: scores._asdict() for text, scores in self.before.items()},
+            "after": {text: scores._asdict() for text, scores in self.after.items()},
+            "notes": self.notes,
+        }
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Outcome":
         """The inverse of `to_json`."""
-        raise NotImplementedError
+        before, after = (
+            {text: Scores(**scores) for text, scores in stored[when].items()}
+            for when in ("before", "after")
+        )
+        return cls(Setting(**stored["setting"]), before, after, stored["notes"])
 
 
 class FineTuner:
@@ -139,14 +139,15 @@ class FineTuner:
 
     Args:
       model: whose parameters start.
-      task: an `lmnoise.data.tasks.Task`.
+      task: what to learn.
       settings: the grid; equal ones are an error.
       mesh: devices.
-      batch_size: rows a step.
+      batch_size: rows a step; more than a task has are taken from several epochs.
       pretraining: needed for `replay` and for forgetting.
       masks: those that `Setting.frozen` names, bool arrays like the parameters.
       schedule, warmup_fraction: see `OptimizerConfig`; "cyclical" has a cycle an epoch.
       state_bytes: members whose states would take more train one group after the other.
+      members_at_once: of a group, on one device; 0 is 1 on CPU and elsewhere all.
 
     Raises:
       ValueError: a setting makes no sense; it names the field and its value.
@@ -155,7 +156,7 @@ class FineTuner:
     def __init__(
         self,
         model: LanguageModel,
-        task: Any,
+        task: Task,
         settings: Sequence[Setting],
         *,
         mesh: Mesh,
@@ -165,8 +166,96 @@ class FineTuner:
         schedule: str = "cosine",
         warmup_fraction: float = 0.1,
         state_bytes: float = 8e9,
+        members_at_once: int = 0,
     ):
-        raise NotImplementedError
+        self.model, self.task, self.settings, self.mesh = model, task, list(settings), mesh
+        self._masks = masks or {}
+        _check(self.settings, self._masks, task, pretraining)
+        self._seeds = sorted({setting.seed for setting in settings})
+        self._an_epoch = len(task.train.tokens) / batch_size
+        self._length = task.train.tokens.shape[1] - 1
+        self._group, self._state_bytes = members_at_once, state_bytes
+        self._optimizer = functools.partial(
+            OptimizerConfig,
+            schedule=schedule,
+            warmup_fraction=warmup_fraction,
+            cycle_steps=max(1, round(self._an_epoch)) if schedule == "cyclical" else 0,
+        )
+        self._record = {
+            "task": task.name,
+            "batch_size": batch_size,
+            "schedule": [schedule, warmup_fraction],
+        }
+        replays = any(setting.replay for setting in settings)
+        windows = pretraining.windows if replays else None
+        self._batches = Batches(task.train, windows, self._seeds, batch_size, mesh)
+        self._transform = Replay(model.config.vocab_size, task.train) if replays else as_given
+        labels = task.kind == "labels"
+        self._texts = {
+            name: scoring.of_rows(getattr(task, name), batch_size, labels)
+            for name in ("validation", "test")
+        }
+        if pretraining is not None:
+            self._texts["pretraining"] = scoring.of_source(pretraining.heldout)
+        self._functions = scoring.functions(model, task.class_tokens)
+        self._as_it_is = {
+            labels: jax.jit(lambda params, base, batch, f=f: f(base, batch))
+            for labels, f in self._functions.items()
+        }
+        kinds = dict.fromkeys(map(_kind, self.settings))
+        self._programs = {
+            kind: self._program([s for s in self.settings if _kind(s) == kind]) for kind in kinds
+        }
+
+    def _steps(self, setting: Setting) -> int:
+        return max(1, round(setting.epochs * self._an_epoch))
+
+    def _program(self, settings: Sequence[Setting]) -> tuple[Program, dict[bool, Any]]:
+        """The program of the settings of one kind, and how its members are measured."""
+        rank = max(setting.rank for setting in settings)
+        shapes = trained_shapes(self.model, rank)
+        entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+        # Parameters, two moments, perhaps the start, perhaps a mask.
+        each = (16 if settings[0].decay_to_start else 12) + ("frozen" in self._member(settings[0]))
+        most = max(1, int(self._state_bytes / (each * entries)))
+        # As few populations as may be, of one size, which the mesh divides.
+        devices = self.mesh.shape["member"]
+        count = math.ceil(len(settings) / math.ceil(len(settings) / most))
+        count = math.ceil(count / devices) * devices
+        program = Program(
+            self.model,
+            rank,
+            optimizer=self._optimizer(
+                steps=max(map(self._steps, settings)),
+                decay_to="start" if settings[0].decay_to_start else "zero",
+            ),
+            transform=self._transform,
+            members=[self._member(settings[0])] * count,
+            mesh=self.mesh,
+            group=self._group,
+        )
+        return program, {k: program.measure(f) for k, f in self._functions.items()}
+
+    def _member(self, setting: Setting) -> dict[str, Any]:
+        """The traced hyper-parameters of a setting."""
+        member = {
+            "seed": setting.seed,
+            "stream": self._seeds.index(setting.seed),
+            "learning_rate": setting.learning_rate,
+            "weight_decay": setting.decay_to_start or setting.weight_decay,
+            "steps": self._steps(setting),
+        }
+        if self._transform is not as_given:
+            member |= {"rate": setting.replay, "kind": 0}
+        if setting.sam_radius:
+            member["sam_radius"] = setting.sam_radius
+        if setting.frozen:
+            member["frozen"] = self._masks[setting.frozen]
+        ranks = {s.rank for s in self.settings if s.rank}
+        if setting.rank and len(ranks) > 1:
+            shapes = trained_shapes(self.model, max(ranks))
+            member["frozen"] = lora.beyond_rank(shapes, setting.rank)
+        return member
 
     def run(
         self,
@@ -181,8 +270,8 @@ class FineTuner:
 
         Args:
           params: float32 arrays without an axis of members, on the host or a device.
-          workdir: for what is under way and for the outcomes of this start alone; the caller may
-            remove it once it has stored them.
+          workdir: for what is under way and for the outcomes so far; the caller may remove it once
+            it has stored them.
           record: what the outcomes depend on besides the settings (the start, the text), JSON.
           title: of the progress bar.
           after: `after(setting, params)` measures the final parameters of one setting (low-rank
@@ -193,9 +282,122 @@ class FineTuner:
 
         Raises:
           Stopped: a signal came; what was reached is saved.
-          UserError: `workdir` belongs to another record.
+          UserError: the disk is full.
         """
-        raise NotImplementedError
+        base = jax.device_put(params, meshes.parameter_shardings(self.mesh, params))
+        record = self._record | record
+        files = {s: Path(workdir) / f"{_digest(record, [s])}.json" for s in self.settings}
+        [before] = self._scores(self._as_it_is, None, base, single=True)
+        for kind, (program, measures) in self._programs.items():
+            missing = [s for s in self.settings if _kind(s) == kind and not files[s].exists()]
+            # Those that end together train together.
+            missing.sort(key=self._steps)
+            for first in range(0, len(missing), program.count):
+                chunk = missing[first : first + program.count]
+                done = sum(file.exists() for file in files.values())
+                place = Path(workdir) / _digest(record, chunk)
+                states = self._train(
+                    program, chunk, base, place, record, f"{title}, {done} of {len(files)} done"
+                )
+                found = self._scores(measures, states.params, base)
+                for m, setting in enumerate(chunk):
+                    notes = after and after(setting, program.one(states.params, base, m))
+                    _write(files[setting], Outcome(setting, before, found[m], notes).to_json())
+                del states
+                if jax.process_index() == 0:
+                    shutil.rmtree(place, ignore_errors=True)
+        return [Outcome.from_json(json.loads(file.read_text())) for file in files.values()]
+
+    def _train(self, program, chunk, base, workdir, record, title):
+        members = [self._member(setting) for setting in chunk]
+        tokens = self._record["batch_size"] * self._length
+        loop = Loop(
+            max(map(self._steps, chunk)), tokens, tokens * self.model.flops_per_token(self._length)
+        )
+        config, cost = loop.of(program.count)
+        states = fit(
+            program.population(members, base),
+            self._batches,
+            config,
+            workdir=workdir,
+            evaluate=lambda params: [],
+            cost=cost,
+            config_record=record | {"settings": [dataclasses.asdict(s) for s in chunk]},
+            title=title,
+            start=program.start(base),
+        )
+        if states is None:
+            raise Stopped
+        return states
+
+    def _scores(
+        self, measures: Mapping[bool, Any], params: Any, base: Any, single: bool = False
+    ) -> list[dict[str, Scores]]:
+        """The scores of each member on every text; `single` parameters have no axis of members."""
+        found = {}
+        for name, text in self._texts.items():
+            results = []
+            for batch in text.batches:
+                placed = {k: meshes.put_whole(self.mesh, v, batch_axis=0) for k, v in batch.items()}
+                result = jax.device_get(measures[text.labels](params, base, placed))
+                results.append(tuple(part[None] for part in result) if single else result)
+            found[name] = text.scores(results)
+        return [dict(zip(found, own, strict=True)) for own in zip(*found.values(), strict=True)]
+
+
+def _kind(setting: Setting) -> tuple[bool, ...]:
+    """Settings of one kind share a program, so that none pays for what others do."""
+    return (
+        setting.rank > 0,
+        setting.decay_to_start > 0,
+        bool(setting.frozen),
+        setting.sam_radius > 0,
+    )
+
+
+def _check(
+    settings: Sequence[Setting],
+    masks: Mapping[str, Any],
+    task: Task,
+    pretraining: PreTraining | None,
+) -> None:
+    if not settings or len(set(settings)) < len(settings):
+        raise ValueError(f"settings must be different ones, at least one, not {settings}")
+    for setting in settings:
+        rules = {
+            "learning_rate": setting.learning_rate > 0,
+            "epochs": setting.epochs > 0,
+            "weight_decay": setting.weight_decay >= 0,
+            "decay_to_start": setting.decay_to_start == 0
+            or (setting.decay_to_start > 0 and not setting.weight_decay and not setting.rank),
+            "sam_radius": setting.sam_radius >= 0,
+            "replay": setting.replay == 0 or (0 < setting.replay <= 1 and pretraining is not None),
+            "frozen": not setting.frozen or (setting.frozen in masks and not setting.rank),
+            "rank": setting.rank >= 0,
+            "seed": setting.seed >= 0,
+        }
+        if broken := [name for name, holds in rules.items() if not holds]:
+            raise ValueError(f"{broken[0]} cannot be what it is in {setting}")
+    length = task.train.tokens.shape[1]
+    if pretraining is not None and pretraining.windows.length != length - 1:
+        raise ValueError(
+            f"pretraining.windows.length must be {length - 1} as in the task, not "
+            f"{pretraining.windows.length}"
+        )
+
+
+def _digest(record: dict[str, Any], settings: Sequence[Setting]) -> str:
+    whole = json.dumps([record, [dataclasses.asdict(s) for s in settings]], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def _write(path: Path, value: Any) -> None:
+    """The whole file or none, by the first process."""
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".tmp-{os.getpid()}")
+        temporary.write_text(json.dumps(value))
+        temporary.replace(path)
 
 
 def tuned(outcomes: Sequence[Outcome]) -> Outcome:
@@ -204,7 +406,10 @@ def tuned(outcomes: Sequence[Outcome]) -> Outcome:
     Raises:
       ValueError: all diverged, or there is none.
     """
-    raise NotImplementedError
+    sound = [outcome for outcome in outcomes if not outcome.diverged]
+    if not sound:
+        raise ValueError(f"outcomes has none that did not diverge, of {len(outcomes)}")
+    return min(sound, key=lambda outcome: outcome.after["validation"].loss.mean)
 
 
 def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -212,4 +417,11 @@ def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
     Gain is the fall of the loss on "test", forgetting the rise of that on "pretraining".
     """
-    raise NotImplementedError
+    sound = [outcome for outcome in outcomes if not outcome.diverged]
+    by_gain = sorted(sound, key=lambda o: (o.change("test").mean, o.change("pretraining").mean))
+    found, least = [], math.inf
+    for outcome in by_gain:
+        if (forgotten := outcome.change("pretraining").mean) < least:
+            found.append(outcome)
+            least = forgotten
+    return found[::-1]

@@ -1,5 +1,6 @@
 """A population is an axis: one compiled program for all members, whatever the hardware."""
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -231,6 +232,19 @@ class Population:
             steps, donate_argnums=0, out_shardings=(self.shardings, self._replicated)
         )
 
+    def using(self, members: dict[str, Any] | None = None, shared: Any = None) -> "Population":
+        """These compiled programs for other members, or another shared pytree, of the same shapes.
+
+        Raises:
+          ValueError: a shape or a name is another, so that it would be another program.
+        """
+        other = copy.copy(self)
+        if members is not None:
+            other.members = place(members, _like(self.members, members, "members"))
+        if shared is not None:
+            other._shared = place(shared, _like(self._shared, shared, "shared"))
+        return other
+
     def init(self) -> TrainState:
         """Fresh states, every leaf with a leading axis M."""
         return self._init(self.members)
@@ -302,6 +316,19 @@ class Population:
             return map_members(lambda p: function(p, batch), self.mesh, self.group, params)
 
         return jax.jit(of_all, out_shardings=self._replicated)
+
+
+def _like(mine: Any, given: Any, argument: str) -> Any:
+    """The shardings of arrays, for others of the same names, shapes and dtypes."""
+
+    def sharding(name, leaf, other):
+        if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
+            raise ValueError(
+                f"{argument}/{name} is {other.dtype} {other.shape}, not {leaf.dtype} {leaf.shape}"
+            )
+        return leaf.sharding
+
+    return tree.map_named(sharding, mine, given)
 
 
 def mean(metric: np.ndarray, axis: int) -> np.ndarray:
