@@ -1,7 +1,8 @@
 """Every preset of every config is run, made small, by the program that its docstring names.
 
 Presets of language models take two steps, and their studies have report tests of their own here.
-Programs that analyse checkpoints are run by tests/analyze/test_configs.py. Every other program is
+Programs that analyse checkpoints are run by tests/analyze/test_configs.py, the studies of
+fine-tuning by tests/experiments. Every other program is
 a theory study, `experiments/X.py` with `run(config, workdir, folder, command) -> Path` (the
 report), and its config file has `SMALL`, the changes that make the whole study run in seconds.
 """
@@ -49,7 +50,8 @@ LANGUAGE_MODELS = ("lmnoise.train", "experiments/noise.py")
 ANALYSES = ("lmnoise.analyze", "experiments/regions.py")
 PRESETS = [(stem, preset) for stem, module in CONFIGS.items() for preset in module.PRESETS]
 LANGUAGE = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) in LANGUAGE_MODELS]
-OTHERS = LANGUAGE_MODELS + ANALYSES
+FINE_TUNING = tuple(f"experiments/{s}.py" for s in ("overtraining", "memorization", "multilingual"))
+OTHERS = LANGUAGE_MODELS + ANALYSES + FINE_TUNING
 THEORY = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) not in OTHERS]
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from lmnoise.checkpoints import open_checkpoint
+
 ROOT = Path(__file__).parent.parent
 CONFIG = f"--config={ROOT}/configs/lm.py:laptop"
 
@@ -286,6 +288,21 @@ def test_values_of_overrides(server, tiny_lm, tmp_path):
     assert config["train"]["steps"] == 4
 
 
+def test_budgets_in_one_population(server, tiny_lm, tmp_path):
+    """A member of half the duration ends early, annealed, and its checkpoint says so."""
+    workdir = tmp_path / "run"
+    values = ["members.rate=0.0", "members.duration=(0.5,1.0)", "optimizer.final_fraction=0.0"]
+    overrides = [f"--config.{value}" for value in values]
+    status, _, err = server.run(CONFIG, f"--workdir={workdir}", *tiny_lm, *SHORT, *overrides)
+    assert status == 0, err
+    rates = {(r["step"], r["member"]): r["learning_rate"] for r in rows(workdir) if "loss" in r}
+    assert rates[2, 0] < rates[2, 1]
+    assert rates[4, 0] is None
+    assert rates[4, 1] > 0
+    tokens = [open_checkpoint(f"{workdir}#{member}", tmp_path).tokens for member in (0, 1)]
+    assert tokens == [2 * 4 * 16, 4 * 4 * 16]
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -315,6 +332,8 @@ def test_values_of_overrides(server, tiny_lm, tmp_path):
         (["--config.members.rate=()"], ["config.members.rate"]),
         (["--config.members.seed=(-1,)"], ["config.members.seed"]),
         (["--config.members.seed=(4294967296,)"], ["config.members.seed"]),
+        (["--config.members.duration=(0.0,)"], ["config.members.duration", "at least one step"]),
+        (["--config.members.duration=(1.5,)"], ["config.members.duration", "at most 1"]),
         (["--config.members.kind=('pink',)"], ["pink", "uniform"]),
         (["--config.members.kind=('stream',)"], ["config.noise.source"]),
         (["--config.noise.budget=both"], ["config.noise", "budget"]),
