@@ -1,0 +1,321 @@
+"""What heads attend to, and how alike two languages are inside a model.
+
+A causal head sees no token to come, so patterns of attention are of earlier tokens: the one
+before, the first of the row, earlier copies (arXiv 2209.11895), and, where a treebank says so,
+the words that a word is linked with. Each is a linear function of the attention weights, so that
+one pass measures all of them.
+
+Languages are compared on paragraphs that say the same: row n of both is the same paragraph.
+
+Letters: N rows, S positions, L layers, H heads, D width, P patterns.
+"""
+
+import collections
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import rankdata
+
+from lmnoise.models import attention
+from lmnoise.models.transformer import LanguageModel
+
+
+class Rows(NamedTuple):
+    """Texts, one a row: `tokens_NS` int32, padded at the end, and `lengths_N`, int.
+
+    Position 0 holds the token that stands in front of every text, and counts as none of it.
+    """
+
+    tokens_NS: np.ndarray
+    lengths_N: np.ndarray
+
+
+def rows(texts: Sequence[Sequence[int]], front: int, length: int) -> Rows:
+    """Rows of `length` positions, each of them `front` and the tokens of one text.
+
+    Raises:
+      ValueError: a text is empty or too long for a row.
+    """
+    tokens_NS = np.full((len(texts), length), front, np.int32)
+    for n, text in enumerate(texts):
+        if not 0 < len(text) < length:
+            raise ValueError(f"texts[{n}] has {len(text)} tokens for rows of {length}")
+        tokens_NS[n, 1 : len(text) + 1] = text
+    return Rows(tokens_NS, np.array([len(text) + 1 for text in texts]))
+
+
+class Pattern(NamedTuple):
+    """What a head may attend to, `weights_NQS` float32, and how many queries ask, `count_N`."""
+
+    weights_NQS: np.ndarray
+    count_N: np.ndarray
+
+
+def token_patterns(texts: Rows) -> dict[str, Pattern]:
+    """The patterns that tokens alone define.
+
+    "previous": the token before; "first": position 0; "same": earlier copies of the token;
+    "after same": the tokens that followed its earlier copies, which induction heads attend to.
+    Queries are the positions from 2 on (where previous and first differ) that have such a key.
+    """
+    tokens_NS, length = texts.tokens_NS, texts.tokens_NS.shape[1]
+    position_S = np.arange(length)
+    query_NQ = (position_S[None] >= 2) & (position_S[None] < texts.lengths_N[:, None])
+    back_QS = position_S[:, None] - position_S[None]
+    # Position 0 is no text, so its token is a copy of none.
+    copy_NQS = (tokens_NS[:, :, None] == tokens_NS[:, None, :]) & (position_S >= 1)[None, None]
+    same_NQS = copy_NQS & (back_QS > 0)[None]
+    after_NQS = np.zeros_like(same_NQS)
+    after_NQS[:, :, 1:] = same_NQS[:, :, :-1] & (back_QS > 0)[None, :, 1:]
+    keys = {
+        "previous": np.broadcast_to((back_QS == 1)[None], same_NQS.shape),
+        "first": np.broadcast_to((position_S == 0)[None, None], same_NQS.shape),
+        "same": same_NQS,
+        "after same": after_NQS,
+    }
+    return {name: _pattern(found & query_NQ[..., None]) for name, found in keys.items()}
+
+
+def _pattern(keys_NQS: np.ndarray) -> Pattern:
+    return Pattern(keys_NQS.astype(np.float32), keys_NQS.any(2).sum(1).astype(np.float64))
+
+
+class Parse(NamedTuple):
+    """One row's words: the positions of each, in order, and the number of its head, -1 for none."""
+
+    words: Sequence[Sequence[int]]
+    heads: Sequence[int]
+
+
+def arc_patterns(parses: Sequence[Parse], length: int) -> dict[str, Pattern]:
+    """The patterns that a dependency treebank defines.
+
+    From the last position of the later word of an arc to all positions of the earlier one:
+    "head" where the earlier word is the head, "dependent" where it depends. Nearby words are
+    attended to anyway, so each comes with a control, "head, control": pairs of words that no arc
+    links, weighted such that their distances in words are those of the arcs; an arc of a distance
+    at which all pairs are linked has none and is left out of both.
+    """
+    arcs, free = _pairs(parses)
+    patterns = {}
+    for kind, found in arcs.items():
+        distances = {d: pairs for d, pairs in found.items() if free[d]}
+        arc, control = (np.zeros((len(parses), length, length), np.float32) for _ in range(2))
+        count_N, control_N = np.zeros(len(parses)), np.zeros(len(parses))
+        for distance, pairs in distances.items():
+            share = len(pairs) / len(free[distance])
+            for weights, count, several, weight in (
+                (arc, count_N, pairs, 1.0),
+                (control, control_N, free[distance], share),
+            ):
+                for n, later, earlier in several:
+                    words = parses[n].words
+                    weights[n, words[later][-1], list(words[earlier])] += weight
+                    count[n] += weight
+        patterns |= {kind: Pattern(arc, count_N), f"{kind}, control": Pattern(control, control_N)}
+    return patterns
+
+
+def _pairs(parses: Sequence[Parse]) -> tuple[dict[str, Any], Any]:
+    """Pairs (row, later word, earlier word) by distance: of arcs by their kind, and of none."""
+    arcs = {kind: collections.defaultdict(list) for kind in ("head", "dependent")}
+    free = collections.defaultdict(list)
+    for n, parse in enumerate(parses):
+        for later in range(len(parse.words)):
+            for earlier in range(later):
+                if parse.heads[later] == earlier:
+                    kind = arcs["head"]
+                elif parse.heads[earlier] == later:
+                    kind = arcs["dependent"]
+                else:
+                    kind = free
+                kind[later - earlier].append((n, later, earlier))
+    return arcs, free
+
+
+def attended(
+    model: LanguageModel,
+    params: Any,
+    texts: Rows,
+    patterns: Mapping[str, Pattern],
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """Each pattern's sum of attention weights in every row, `{pattern: (N, L, H)}` float64.
+
+    Divided by `Pattern.count_N`, both summed over rows, it is the share of a head's attention
+    that goes where the pattern says; see `shares`.
+    """
+    weights_PNQS = np.stack([pattern.weights_NQS for pattern in patterns.values()])
+    found = [
+        np.asarray(_attended(model, params, texts.tokens_NS[chosen], weights_PNQS[:, chosen]))
+        for chosen in _chosen(len(texts.lengths_N), batch_size)
+    ]
+    sums_LPNH = np.concatenate(found, 2)[:, :, : len(texts.lengths_N)].astype(np.float64)
+    return dict(zip(patterns, sums_LPNH.transpose(1, 2, 0, 3), strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _attended(model, params, tokens_BS, weights_PBQS):
+    def keep(point, value):
+        if point != "attention/heads":
+            return ()
+        return jnp.einsum("bhqs,pbqs->pbh", attention.weights(*value), weights_PBQS)
+
+    return model.observe(params, tokens_BS, keep)["attention/heads"]
+
+
+def shares(sums_NLH: np.ndarray, count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share of attention over all queries (L, H), and its standard error over rows.
+
+    A ratio estimator: rows weigh as many queries as they have.
+    """
+    asked = count_N > 0
+    sums_NLH, count_N = sums_NLH[asked], count_N[asked]
+    total, rows_ = count_N.sum(), len(count_N)
+    share_LH = sums_NLH.sum(0) / total
+    residual_NLH = sums_NLH - share_LH[None] * count_N[:, None, None]
+    spread = np.square(residual_NLH).sum(0) * rows_ / max(rows_ - 1, 1)
+    return share_LH, np.sqrt(spread) / total
+
+
+def paragraph_features(
+    model: LanguageModel, params: Any, texts: Rows, batch_size: int
+) -> np.ndarray:
+    """Means over the positions of each text of the residual stream, (L + 1, N, D) float32.
+
+    Layer 0 is the embedding, layer l what block l gives. The token in front is left out: in many
+    models its features are huge and the same for any text (arXiv 2402.17762).
+    """
+    found = [
+        np.asarray(_pooled(model, params, texts.tokens_NS[chosen], texts.lengths_N[chosen]))
+        for chosen in _chosen(len(texts.lengths_N), batch_size)
+    ]
+    return np.concatenate(found, 1)[:, : len(texts.lengths_N)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pooled(model, params, tokens_BS, lengths_B):
+    position_1S = jnp.arange(tokens_BS.shape[1])[None]
+    own_BS = (position_1S >= 1) & (position_1S < lengths_B[:, None])
+    share_BS = own_BS / own_BS.sum(1, keepdims=True)
+
+    def keep(point, value):
+        if point not in ("residual", "output"):
+            return ()
+        return jnp.einsum("bsd,bs->bd", value.reshape(*tokens_BS.shape, -1), share_BS)
+
+    points = model.observe(params, tokens_BS, keep)
+    return jnp.concatenate([points["residual"][:1], points["output"]])
+
+
+def _chosen(count: int, batch_size: int) -> list[np.ndarray]:
+    """Row numbers of batches of one size; the last row fills up the last batch."""
+    starts = range(0, count, batch_size)
+    return [np.minimum(np.arange(start, start + batch_size), count - 1) for start in starts]
+
+
+def cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
+    """Linear centred kernel alignment (arXiv 1905.00414), with the unbiased estimate of HSIC.
+
+    1 for the same features up to rotation and scale; 0 on average for unrelated ones, which the
+    biased estimate is not where N is not large against the width; may be negative.
+    """
+    return _cka(*(x.astype(np.float64) @ x.T.astype(np.float64) for x in (x_ND, y_NE)))
+
+
+def _cka(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
+    scale = _hsic(k_NN, k_NN) * _hsic(l_NN, l_NN)
+    return _hsic(k_NN, l_NN) / np.sqrt(scale) if scale > 0 else np.nan
+
+
+def _hsic(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
+    """Unbiased, up to the factor n (n - 3) that cancels: Song et al., JMLR 13 (2012), eq. 5."""
+    n = len(k_NN)
+    k_NN, l_NN = (g - np.diag(np.diag(g)) for g in (k_NN, l_NN))
+    k_N, l_N = k_NN.sum(0), l_NN.sum(0)
+    both = k_N.sum() * l_N.sum() / ((n - 1) * (n - 2))
+    return float(np.vdot(k_NN, l_NN) + both - 2 * (k_N @ l_N) / (n - 2))
+
+
+def rsa(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
+    """Spearman's correlation of the cosine distances between rows, of centred features.
+
+    Representational similarity analysis (Kriegeskorte et al. 2008): whether the same pairs of
+    paragraphs are far apart.
+    """
+    return _rsa(_distances(x_ND), _distances(y_NE))
+
+
+def _unit(x_ND: np.ndarray) -> np.ndarray:
+    """Rows about their mean, of length 1: what all rows share says nothing about any."""
+    x_ND = x_ND.astype(np.float64) - x_ND.mean(0, keepdims=True, dtype=np.float64)
+    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-30)
+
+
+def _distances(x_ND: np.ndarray) -> np.ndarray:
+    x_ND = _unit(x_ND)
+    return 1.0 - x_ND @ x_ND.T
+
+
+def _rsa(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
+    upper = np.triu_indices(len(k_NN), 1)
+    return float(np.corrcoef(rankdata(k_NN[upper]), rankdata(l_NN[upper]))[0, 1])
+
+
+def retrieved(x_ND: np.ndarray, y_ND: np.ndarray) -> np.ndarray:
+    """Whether each row's nearest in the other language says the same, (N,): 0, 1/2 or 1.
+
+    By the cosine of features centred in each language, averaged over both directions; 1/N by
+    chance.
+    """
+    return _hits(_unit(x_ND) @ _unit(y_ND).T)
+
+
+def _hits(cosine_NN: np.ndarray) -> np.ndarray:
+    own_N = np.arange(len(cosine_NN))
+    return ((cosine_NN.argmax(1) == own_N) + (cosine_NN.argmax(0) == own_N).astype(float)) / 2
+
+
+def compare(
+    x_ND: np.ndarray, y_ND: np.ndarray, *, permutations: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """`{measure: value, standard_error, null, null_high}` for "cka", "rsa" and "retrieval".
+
+    The error is over paragraphs, by the jackknife. The null has the paragraphs of one language
+    shuffled: its mean and its 95 % quantile over `permutations`.
+    """
+    grams = [x.astype(np.float64) @ x.T.astype(np.float64) for x in (x_ND, y_ND)]
+    distances = [_distances(x) for x in (x_ND, y_ND)]
+    cosine_NN = _unit(x_ND) @ _unit(y_ND).T
+    measures = {"cka": (_cka, *grams), "rsa": (_rsa, *distances)}
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(len(x_ND)) for _ in range(permutations)]
+    found = {}
+    for name, (measure, k_NN, l_NN) in measures.items():
+        nulls = [measure(k_NN, l_NN[np.ix_(order, order)]) for order in orders]
+        found[name] = _row(measure(k_NN, l_NN), _jackknife(measure, k_NN, l_NN), nulls)
+    hits_N = _hits(cosine_NN)
+    nulls = [_hits(cosine_NN[:, order]).mean() for order in orders]
+    error = hits_N.std(ddof=1) / np.sqrt(len(hits_N))
+    return found | {"retrieval": _row(hits_N.mean(), error, nulls)}
+
+
+def _row(value: float, error: float, nulls: Sequence[float]) -> dict[str, float]:
+    return {
+        "value": float(value),
+        "standard_error": float(error),
+        "null": float(np.mean(nulls)),
+        "null_high": float(np.quantile(nulls, 0.95)),
+    }
+
+
+def _jackknife(measure: Any, k_NN: np.ndarray, l_NN: np.ndarray) -> float:
+    """Standard error from the measure without each row in turn."""
+    n = len(k_NN)
+    kept = [np.delete(np.arange(n), i) for i in range(n)]
+    values = np.array([measure(k_NN[np.ix_(k, k)], l_NN[np.ix_(k, k)]) for k in kept])
+    return float(np.sqrt((n - 1) / n * np.square(values - values.mean()).sum()))
