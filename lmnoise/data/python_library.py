@@ -5,7 +5,6 @@ import inspect
 import re
 import sys
 import sysconfig
-import textwrap
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,7 +71,9 @@ def read_code(roots: Sequence[Path]) -> Iterator[Document]:
             if isinstance(node, ast.ClassDef) and _methods(node):
                 continue
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-            text = textwrap.dedent("".join(lines[first - 1 : node.end_lineno]))
+            # Not `textwrap.dedent`: lines inside a string may begin further left.
+            indent = re.compile(f" {{0,{node.col_offset}}}")
+            text = "".join(x[indent.match(x).end() :] for x in lines[first - 1 : node.end_lineno])
             if text.count("\n") >= _MIN_LINES and text not in seen:
                 seen.add(text)
                 yield Document(f"{module}:{name}:{node.lineno}", text, _label(module))

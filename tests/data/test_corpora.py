@@ -17,6 +17,7 @@ from lmnoise.data.__main__ import main
 from lmnoise.data.catalogue import CORPORA
 from lmnoise.data.corpora import READER_VERSION, open_corpus
 from lmnoise.data.fetch import Package, fetch, unpacked
+from lmnoise.data.names import Document
 from lmnoise.data.packing import open_packed, prepare
 from lmnoise.data.stream import Windows, batches
 from lmnoise.data.tokenizer import load_tokenizer
@@ -182,21 +183,62 @@ def test_topics_keep_the_split_of_their_package(tmp_path):
     ]
 
 
-def test_code_and_questions_of_the_standard_library():
-    code = {d.id.rpartition(":")[0]: d for d in python_library.read_code([])}
-    assert code["textwrap:wrap"].text.startswith("def wrap(text, width=70, **kwargs):\n    ")
-    assert code["textwrap:wrap"].label == "structures"
-    method = code["textwrap:TextWrapper._split"]
-    assert method.text.startswith("def _split(self, text):")
-    assert "textwrap:TextWrapper" not in code
+LIBRARY = '''
+def wrap(text, width=70, **kwargs):
+    """Wrap a single paragraph of text,
+    and return a list.
+
+    More on it.
+    """
+    return text.split()
+
+
+@decorated
+class Wrapper:
+    """What holds the settings of it."""
+
+    def _split(self, /, text: str) -> list:
+        """Short."""
+        print("""
+left""")
+        return []
+
+    def same(self):
+        """The same in two modules."""
+        a = 1
+        return a
+
+
+class Settings:
+    """Fields alone, but several."""
+    a = 1
+    b = 2
+'''
+
+
+def test_code_and_questions_of_the_standard_library(tmp_path, monkeypatch):
+    (tmp_path / "json/test").mkdir(parents=True)
+    for name in ("textwrap", "json/__init__", "json/test/x", "site-packages"):
+        (tmp_path / f"{name}.py").write_text(LIBRARY)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    code = {document.id: document for document in python_library.read_code([])}
+    expected = {"wrap:2", "Wrapper._split:15", "Wrapper.same:21", "Settings:27"}
+    assert set(code) == {f"json.__init__:{name}" for name in expected}
+    assert {document.label for document in code.values()} == {"records"}
+    method = code["json.__init__:Wrapper._split:15"].text
+    assert method.startswith('def _split(self, /, text: str) -> list:\n    """Short')
+    assert method.endswith('\nleft""")\n    return []\n')
     for document in code.values():
         ast.parse(document.text)
-    questions = {d.id.rpartition(":")[0]: d for d in python_library.read_questions([])}
-    assert questions["textwrap:dedent"].text == (
-        "Question: What does dedent(text) do?\n"
-        "Answer: Remove any common leading whitespace from every line in `text`.\n"
-    )
-    assert {d.label for d in questions.values()} == {*python_library.FAMILIES, ""}
+    questions = [document.text for document in python_library.read_questions([])]
+    assert questions == [
+        "Question: What does wrap(text, width=70, **kwargs) do?\n"
+        "Answer: Wrap a single paragraph of text, and return a list.\n",
+        "Question: What is the class Wrapper for?\nAnswer: What holds the settings of it.\n",
+        "Question: What does the method same(self) of Wrapper do?\n"
+        "Answer: The same in two modules.\n",
+        "Question: What is the class Settings for?\nAnswer: Fields alone, but several.\n",
+    ]
 
 
 def test_the_families_name_modules_once_that_some_python_has():
@@ -217,7 +259,7 @@ def test_dictionary(tmp_path):
     lines = f"00-info\tA\t{number(6)}\nBee\t{start}\t{size}\nBees\t{start}\t{size}\n"
     (folder / "gcide.index").write_text(lines)
     read = list(packaged.read_gcide([tmp_path]))
-    assert read == [("6", "Bee \n   An insect.\n\n   Also.\n")]
+    assert read == [Document("6", "Bee \n   An insect.\n\n   Also.\n")]
 
 
 def test_bible(tmp_path):
@@ -231,7 +273,7 @@ def test_bible(tmp_path):
     content = f'x = Bible(\n"""{text}""",\n{{ {table} }},\n{{ 1001001: 5 }})\n'
     (tmp_path / "pythonbible_x/plain_text_readers_bible.py").write_text(content)
     read = list(packaged.read_bible([tmp_path]))
-    assert read[0] == ("1.1", "In the beginning. Two.\n")
+    assert read[0] == Document("1.1", "In the beginning. Two.\n")
     assert [document.id for document in read] == ["1.1", "1.2", "2.1"]
     assert read[2].text == "Exodus.\n"
 

@@ -121,3 +121,11 @@ def test_the_fingerprint_sees_a_change(tmp_path):
     assert fingerprint(str(tmp_path)) == before
     path.write_text("other")
     assert fingerprint(str(tmp_path)) != before
+
+
+def test_labels_of_a_jsonl(tmp_path):
+    lines = [{"text": "a", "label": "x"}, {"text": "b", "label": 0}, {"text": "c"}]
+    lines.append({"text": "d", "label": ["no"]})
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = UserFiles(str(tmp_path / "a.jsonl"))
+    assert [document.label for document in files.documents()] == ["x", "0", "", ""]
