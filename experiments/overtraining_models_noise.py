@@ -1,0 +1,87 @@
+"""Losses after Gaussian noise on the weights, for every checkpoint of the over-training study."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from overtraining_models_curves import Curve, by_seed_and_budget
+from overtraining_models_training import SERIES, Trained
+
+from lmnoise import points
+from lmnoise.data.packing import Packed, open_packed
+from lmnoise.data.stream import evaluation_batches
+from lmnoise.evaluation import variants
+from lmnoise.evaluation.language import Source, summarise
+from lmnoise.evaluation.perturb import Perturbation, sensitivity
+from lmnoise.models.transformer import LanguageModel
+
+
+def heldout(config: ConfigDict) -> tuple[Packed, Source]:
+    """Held-out text of pre-training, which every modification is judged by."""
+    data = config.data
+    packed = open_packed(
+        data.source, data.evaluate_split, data_dir=data.data_dir, tokenizer=data.tokenizer
+    )
+    read = evaluation_batches(
+        packed, data.length, config.train.batch_size, config.perturb.windows or None
+    )
+    tokens_D = np.diff(packed.ends, prepend=0)
+    return packed, Source("pretraining", list(read), packed.bytes / tokens_D)
+
+
+def measure(
+    trained: Sequence[Trained],
+    model: LanguageModel,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+) -> list[Curve]:
+    """Loss against tokens after noise of every strength, weakest first, for each series.
+
+    One program scores all checkpoints: the parameters are its argument.
+    """
+    section = config.perturb
+    packed, source = heldout(config)
+    of_kind = sensitivity(Perturbation("gaussian", section.unit), model.specs)
+    evaluate = functools.cache(lambda: variants.evaluator(of_kind, model.loss, [source], mesh=mesh))
+    # Strength 0 is the checkpoint as it is.
+    strengths = [0.0, *np.repeat(section.gammas, len(section.seeds))]
+    seeds = [0, *section.seeds * len(section.gammas)]
+    members = {"strength": np.asarray(strengths, np.float32), "seed": np.asarray(seeds, np.int32)}
+    identity = {
+        "what": "noise",
+        "section": section.to_dict(),
+        "text": packed.meta["splits"][packed.split]["sha256"],
+        "length": config.data.length,
+    }
+    of_print = {t.checkpoint.fingerprint: t.checkpoint for t in trained}
+
+    def work(setting):
+        sums = evaluate()(of_print[setting["checkpoint"]].params, members)["pretraining"]
+        return {"losses": summarise(*sums)["loss"].tolist()}
+
+    settings = [identity | {"checkpoint": t.checkpoint.fingerprint} for t in trained]
+    results = points.compute(workdir, settings, work, "Gaussian noise")
+    losses = [np.asarray(result["losses"]) for result in results]
+    means = [of[1:].reshape(len(section.gammas), -1).mean(1) for of in losses]
+    return [
+        Curve(
+            series=series,
+            kind="noise",
+            name=f"γ = {gamma:g}",
+            strength=gamma,
+            tokens_B=tokens_B,
+            before_RB=before_RB,
+            after_RB=after_RB,
+        )
+        for series in SERIES
+        for g, gamma in enumerate(section.gammas)
+        for tokens_B, (before_RB, after_RB) in [
+            by_seed_and_budget(
+                trained, series, [[of[0], mean[g]] for of, mean in zip(losses, means, strict=True)]
+            )
+        ]
+    ]
