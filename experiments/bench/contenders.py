@@ -19,6 +19,9 @@ NAMES = {
     "nanogpt-compile": "nanoGPT (PyTorch, torch.compile)",
     "nanodo": "nanodo (JAX, Flax)",
     "sweep": "lmnoise",
+    "grid": "lmnoise, one population",
+    "runs": "lmnoise, one rate after the other",
+    "one": "lmnoise, one rate alone",
     "transformers": "PyTorch and transformers",
 }
 # Of bare products, which are short.

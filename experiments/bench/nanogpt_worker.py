@@ -66,17 +66,21 @@ class NanoGPT:
 
     def _steps(self, steps):
         for _ in range(steps):
-            x_BS, y_BS = self._batch()
-            with self._precision():
-                _, loss = self.model(x_BS, y_BS)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.step += 1
+            loss = self._step()
         if self.device == "cuda":
             torch.cuda.synchronize()
         return loss.item()
+
+    def _step(self):
+        x_BS, y_BS = self._batch()
+        with self._precision():
+            _, loss = self.model(x_BS, y_BS)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss
 
     def _precision(self):
         if self.bf16:
