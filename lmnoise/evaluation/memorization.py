@@ -73,7 +73,12 @@ def step_test(values_T: ArrayLike, place: int, window: int) -> Step:
 
 
 def step_search(
-    values_EN: ArrayLike, rng: np.random.Generator, *, degree: int = 2, draws: int = 999
+    values_EN: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    stride: int = 1,
+    degree: int = 2,
+    draws: int = 999,
 ) -> Search:
     """Where a curve of E epochs over the same N examples jumps most, if it does at all.
 
@@ -85,6 +90,7 @@ def step_search(
     Args:
       values_EN: in the order of training, one row an epoch; E may be 1.
       rng: of the permutations.
+      stride: a jump lies between two batches of so many values.
       degree: of the trend.
       draws: number of permutations.
     """
@@ -93,7 +99,8 @@ def step_search(
     at_T = np.linspace(-1, 1, count)
     trend_TK = np.linalg.qr(np.vander(at_T, degree + 1))[0]
     margin = max(2, degree + 1)  # beyond which a jump is no more than a few odd values
-    places_P = np.arange(margin, count - margin + 1)
+    places_P = np.arange(0, count, stride)
+    places_P = places_P[(places_P >= margin) & (places_P <= count - margin)]
     jumps_TP = (np.arange(count)[:, None] >= places_P[None]).astype(np.float64)
     jumps_TP -= trend_TK @ (trend_TK.T @ jumps_TP)
     jumps_TP /= np.linalg.norm(jumps_TP, axis=0, keepdims=True)

@@ -1,0 +1,168 @@
+"""What one sight of an example leaves behind, and what fine-tuning on few of them destroys.
+
+Command:
+    python experiments/memorization.py --config=configs/memorization.py:laptop \\
+        --workdir=runs/memorization-laptop
+
+Cost of `laptop`: to be measured.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lmnoise.analyze.defaults import default_config
+from lmnoise.config import default_config as run_config
+from lmnoise.config import preset
+
+# What makes the whole study run in seconds on any small model.
+SMALL = dict(
+    data=dict(length=16, batch_size=8),
+    heldout_windows=8,
+    model=dict(logits_chunk=64),
+    pretraining=dict(
+        data=dict(tokenizer="bytes", length=16, evaluate_windows=8),
+        model=dict(layers=1, width=16, heads=2),
+        train=dict(steps=4, batch_size=8, checkpoint_every=4),
+    ),
+    own=dict(
+        examples=16,
+        epochs=2,
+        batch_size=2,
+        seeds=(0, 1),
+        evaluate_every=4,
+        learning_rate=1e-2,
+        schedules=("cyclical", "constant"),
+    ),
+    imported=dict(
+        examples=16,
+        epochs=2,
+        batch_size=2,
+        seeds=(0,),
+        evaluate_every=8,
+        schedules=("cosine",),
+        reshuffled=(),
+    ),
+    canaries=dict(
+        rows=16, prefix=3, secret=2, symbols=3, repeats=(0, 2), each=2, batch_size=8, seeds=(0, 1)
+    ),
+    sizes=dict(small=4, large=16, steps=4, batch_size=4, probes=4, new_tokens=2, seeds=(0, 1)),
+    stages=dict(rows=8, batch_size=4, seeds=(0, 1)),
+    mixing=dict(rows=4, epochs=2, times=(0, 2), batch_size=4, probes=4, new_tokens=2, seeds=(0, 1)),
+)
+
+SEEDS = (0, 1, 2)
+GENERAL, NARROW, OTHER = "sotu", "stdlib", "libreoffice_aligned/en-us"
+
+
+def laptop() -> ConfigDict:
+    """SmolLM2-135M for what it learns from one example, and a model of 1M parameters."""
+    config = default_config()
+    config.data.length = 64
+    config.data.batch_size = 8
+    config.continuation.prompts = ()  # nothing is said in free text
+    with config.unlocked():
+        config.heldout_windows = 64  # of each corpus
+        config.pretraining = _pretraining()
+        config.own = _sights(
+            checkpoint="",  # the model of `pretraining`
+            corpus=NARROW,
+            sources=(NARROW, GENERAL, OTHER),
+            examples=512,
+            batch_size=8,
+            learning_rate=1e-3,
+            evaluate_every=16,
+            seeds=SEEDS,
+            together=True,  # seeds are members of one population
+        )
+        config.imported = _sights(
+            checkpoint="smollm2",  # "" leaves it out
+            corpus=GENERAL,
+            sources=(GENERAL,),
+            examples=96,
+            batch_size=6,
+            learning_rate=1e-4,
+            evaluate_every=4,
+            seeds=(0,),
+            together=False,
+        )
+        config.update(_chapters())
+    return config
+
+
+def _pretraining() -> ConfigDict:
+    config = run_config()
+    config.data.update(
+        dict(source=GENERAL, tokenizer=f"bpe:1024@{GENERAL},{NARROW}", length=64,
+             evaluate=(GENERAL,))
+    )  # fmt: skip
+    config.model.update(dict(layers=4, width=128, heads=4))
+    config.members.learning_rate = (3e-3,)
+    config.train.update(dict(steps=600, batch_size=32, checkpoint_every=300))
+    return config
+
+
+def _sights(**keys: Any) -> dict[str, Any]:
+    """Schedules and epochs over few examples."""
+    return dict(
+        epochs=3,
+        schedules=("cyclical", "cosine", "constant"),  # in fixed order
+        reshuffled=("cyclical",),  # those also in a new order every epoch
+        checkpoint_every=0,
+        draw=0,  # seed of the permutation tests
+        **keys,
+    )
+
+
+def _chapters() -> dict[str, dict[str, Any]]:
+    """What the own model is asked besides."""
+    common = dict(batch_size=8, learning_rate=1e-3, seeds=SEEDS, together=True)
+    probes = dict(probes=32, new_tokens=8)
+    return dict(
+        canaries=dict(
+            corpus=NARROW,
+            rows=2048,
+            prefix=6,
+            secret=3,
+            symbols=10,
+            repeats=(0, 1, 2, 4, 8, 16, 32),
+            each=4,  # canaries of each number of repetitions
+            draw=0,  # seed of the canaries themselves
+            **common,
+        ),
+        sizes=dict(corpus=NARROW, small=128, large=832, steps=208, **common, **probes),
+        stages=dict(first=NARROW, second=OTHER, rows=1024, **common),
+        mixing=dict(
+            corpus=NARROW, original=GENERAL, rows=48, epochs=16, times=(0, 5, 10), **common,
+            **probes,
+        ),
+    )  # fmt: skip
+
+
+def gpu() -> ConfigDict:
+    """A model of 25M parameters, more examples, and three seeds of SmolLM2."""
+    config = laptop()
+    config.data.update(dict(length=128, batch_size=16))
+    config.model.logits_chunk = 4096
+    config.heldout_windows = 256
+    config.pretraining.model.update(dict(layers=8, width=512, heads=8))
+    config.pretraining.data.length = 128
+    config.pretraining.train.update(dict(steps=6000, batch_size=128, checkpoint_every=1000))
+    config.own.update(dict(examples=2048, batch_size=16, learning_rate=5e-4))
+    config.imported.update(
+        dict(examples=1024, batch_size=8, evaluate_every=16, seeds=SEEDS, checkpoint_every=128,
+             learning_rate=5e-5)
+    )  # fmt: skip
+    config.canaries.update(dict(rows=16384, each=8, batch_size=16, learning_rate=5e-4))
+    config.sizes.update(dict(small=500, large=3250, steps=812, batch_size=8, learning_rate=5e-4))
+    config.stages.update(dict(rows=3200, batch_size=16, learning_rate=5e-4))
+    config.mixing.update(dict(rows=64, batch_size=16, learning_rate=5e-4))
+    return config
+
+
+PRESETS = {"laptop": laptop, "gpu": gpu}
+
+
+def get_config(name: str = "laptop") -> ConfigDict:
+    """The config of a preset."""
+    return preset(name, PRESETS)

@@ -1,0 +1,117 @@
+"""Study: memorisation from one example (fast.ai 2023), canaries (arXiv 1802.08232), forgetting.
+
+    python experiments/memorization.py --config=configs/memorization.py:laptop \\
+        --workdir=runs/memorization-laptop
+
+Pre-trains a model, fine-tunes it and an imported one for several epochs with the loss of every
+example recorded at every sight, plants canaries, varies what is fine-tuned on, and writes a
+report. Results are stored one by one: the same command goes on after a stop or a kill.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import memorization_canaries as canaries
+import memorization_forgetting as forgetting
+import memorization_forgetting_report as forgetting_report
+import memorization_sights as sights
+import memorization_sights_report as sights_report
+import memorization_verdict as verdict
+from absl import flags
+from memorization_training import Bench
+from ml_collections import ConfigDict
+
+from lmnoise import cli, storage
+from lmnoise import config as configs
+from lmnoise.analyze.subject import open_subject
+from lmnoise.data.packing import prepare
+from lmnoise.errors import Stopped
+from lmnoise.report import provenance, write_report
+from lmnoise.train import train
+
+CHAPTERS = ("canaries", "sizes", "stages", "mixing")
+SECTIONS = ("pretraining", "own", "imported", *CHAPTERS, "data", "model", "mesh")
+
+
+def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
+    """Measures everything and writes the report; the path of report.md.
+
+    Raises:
+      Stopped: a signal came while a model was trained; what was found is stored.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(_pretrained(config, workdir))
+    arms = {"own": sights.measure(bench, config.own, "own")}
+    found = verdict.Found(
+        arms=arms,
+        canaries=canaries.measure(bench, config.canaries),
+        sizes=forgetting.sizes(bench, config.sizes),
+        stages=forgetting.stages(bench, config.stages),
+        mixing=forgetting.mixing(bench, config.mixing),
+    )
+    titles = {"own": _title(bench)}
+    if config.imported.checkpoint:
+        bench = Bench(_open(config, config.imported, config.imported.checkpoint, workdir))
+        arms["imported"] = sights.measure(bench, config.imported, "imported")
+        titles["imported"] = _title(bench)
+    chapters = [
+        block
+        for label in reversed(arms)  # what was pre-trained for long says more
+        for block in sights_report.blocks(arms[label], config[label], label, titles[label], folder)
+    ]
+    chapters += canaries.blocks(found.canaries, config.canaries, folder)
+    chapters += forgetting_report.sizes(found.sizes, config.sizes, folder)
+    chapters += forgetting_report.stages(found.stages, config.stages, folder)
+    chapters += forgetting_report.mixing(found.mixing, config.mixing, folder)
+    blocks = [f"Made by `{command}`.", *verdict.blocks(found, config, titles), *chapters]
+    origin = provenance(config, config.own.seeds)
+    write_report(folder, "What one sight of an example leaves behind", blocks, origin, config)
+    return folder / "report.md"
+
+
+def _pretrained(config: ConfigDict, workdir: Path) -> Any:
+    """The own model, pre-trained or read back."""
+    own = config.pretraining.copy_and_resolve_references()
+    own.data.data_dir = config.data.data_dir
+    for name in dict.fromkeys([own.data.source, *own.data.evaluate]):
+        prepare(name, data_dir=own.data.data_dir, tokenizer=own.data.tokenizer)
+    if train(own, workdir / "pretrained", "pre-training")[1] is None:
+        raise Stopped
+    return _open(config, config.own, str(workdir / "pretrained"), workdir)
+
+
+def _open(config: ConfigDict, section: ConfigDict, checkpoint: str, workdir: Path) -> Any:
+    """A checkpoint with every corpus that it will read prepared; the tuned one is scored first."""
+    read = [section, *(config[name] for name in CHAPTERS)] if section is config.own else [section]
+    subject = open_subject(checkpoint, config, section.sources, config.heldout_windows, workdir)
+    for name in forgetting.corpora(read):
+        prepare(name, data_dir=config.data.data_dir, tokenizer=subject.checkpoint.tokenizer)
+    return subject
+
+
+def _title(bench: Bench) -> str:
+    checkpoint = bench.subject.checkpoint
+    note = f", {checkpoint.note}" if checkpoint.note else ""
+    return f"{checkpoint.name} ({checkpoint.model.parameter_count:,} parameters{note})"
+
+
+def main() -> int:
+    configs.define_config_flag()
+    flags.DEFINE_string("workdir", None, "folder of the stored results", required=True)
+    flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
+    values = configs.parse(sections=SECTIONS)
+    workdir = storage.local_folder(values.workdir, "--workdir")
+    command = f"python experiments/memorization.py {shlex.join(sys.argv[1:])}"
+    try:
+        report = run(values.config, workdir, Path(values.report or workdir / "report"), command)
+    except Stopped:
+        print(f"stopped and saved in {workdir}; the same command resumes the study")
+        return 0
+    print(f"report: {report} and {report.with_suffix('.html')}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

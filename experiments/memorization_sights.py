@@ -1,0 +1,245 @@
+"""Several epochs over few examples: the loss of each example at every sight, and statistics."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from memorization_training import Bench, Rows, Training, fixed_order, in_groups, shuffled_order
+from ml_collections import ConfigDict
+
+from lmnoise.errors import UserError
+from lmnoise.evaluation import memorization
+from lmnoise.evaluation.memorization import Association, Search, Step
+from lmnoise.report import Estimate, mean_and_error
+from lmnoise.training.optimizer import schedule
+
+SCHEDULES = {"cyclical": "A: warm-up and cosine each epoch", "cosine": "B: one cosine",
+             "constant": "constant rate"}  # fmt: skip
+METRICS = ("loss", "accuracy", "confidence", "calibration_error")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One schedule and order; R seeds, T = E * N sights in the order of training.
+
+    Attributes:
+      schedule, order: as in the config.
+      training: of the runs.
+      losses_RT: of each example before the update that it takes part in, nats per token.
+      base_RT: the loss of the same examples before any training.
+      example_RT: which example it was.
+      epochs: E.
+      heldout: {metric: (R, H)} at `heldout_steps_H` updates.
+    """
+
+    schedule: str
+    order: str
+    training: Training
+    losses_RT: np.ndarray
+    base_RT: np.ndarray
+    example_RT: np.ndarray
+    epochs: int
+    heldout_steps_H: np.ndarray
+    heldout: dict[str, np.ndarray]
+
+    @property
+    def name(self) -> str:
+        return f"{SCHEDULES[self.schedule]}, {self.order} order"
+
+    @property
+    def examples(self) -> int:
+        return self.losses_RT.shape[1] // self.epochs
+
+    @property
+    def boundaries(self) -> list[int]:
+        """The first sight of every epoch but the first."""
+        return [e * self.examples for e in range(1, self.epochs)]
+
+    @property
+    def change_RT(self) -> np.ndarray:
+        """Loss minus that before training: what an example is like goes out of it."""
+        return self.losses_RT - self.base_RT
+
+    @property
+    def rate_K(self) -> np.ndarray:
+        """The learning rate of every update."""
+        fraction = jax.vmap(schedule(self.training.optimizer))(jnp.arange(self.training.steps))
+        return self.training.learning_rate * np.asarray(fraction, np.float64)
+
+    def gains(self) -> np.ndarray:
+        """Gains by example and sight, (R, E - 1, N), see `memorization.gains`."""
+        step_RT = np.broadcast_to(
+            np.arange(self.losses_RT.shape[1]) // self.training.batch_size, self.losses_RT.shape
+        )
+        return np.stack(
+            [
+                memorization.gains(
+                    self._by_example(losses_T, example_T),
+                    self._by_example(step_T, example_T),
+                    self.heldout_steps_H,
+                    heldout_H,
+                )
+                for losses_T, step_T, example_T, heldout_H in zip(
+                    self.losses_RT, step_RT, self.example_RT, self.heldout["loss"], strict=True
+                )
+            ]
+        )
+
+    def batch_gains(self) -> np.ndarray:
+        """The mean gain of the first sight in every batch of the first epoch, (R, K / E)."""
+        gain_RN = self.gains()[:, 0]
+        first_RN = self.example_RT[:, : self.examples]
+        seen_RN = np.take_along_axis(gain_RN, first_RN, axis=1)
+        return seen_RN.reshape(len(gain_RN), -1, self.training.batch_size).mean(2)
+
+    def waits(self) -> np.ndarray:
+        """Updates between the first sight and the second, (R, N)."""
+        step_T = np.arange(self.losses_RT.shape[1]) // self.training.batch_size
+        return np.stack(
+            [np.diff(self._by_example(step_T, own_T), axis=0)[0] for own_T in self.example_RT]
+        )
+
+    def _by_example(self, values_T: np.ndarray, example_T: np.ndarray) -> np.ndarray:
+        """(E, N), the examples in the order of their numbers."""
+        order_EN = np.argsort(example_T.reshape(self.epochs, -1), axis=1)
+        return np.take_along_axis(values_T.reshape(self.epochs, -1), order_EN, axis=1)
+
+
+def measure(bench: Bench, section: ConfigDict, label: str) -> list[Arm]:
+    """Trains every schedule in fixed order, and those of `reshuffled` in a new order an epoch.
+
+    Raises:
+      Stopped: a signal came; what was trained is stored.
+      UserError: batches do not divide the examples, or the corpus is too short.
+    """
+    if section.examples % section.batch_size or section.epochs < 2:
+        raise UserError(
+            f"config.{label}.batch_size {section.batch_size} must divide its examples "
+            f"{section.examples}, and there must be two epochs or more"
+        )
+    arms = [(name, "fixed") for name in section.schedules]
+    arms += [(name, "reshuffled") for name in section.reshuffled]
+    if unknown := {name for name, _ in arms} - SCHEDULES.keys():
+        raise UserError(
+            f"config.{label} names the schedule {min(unknown)!r}: take {', '.join(SCHEDULES)}"
+        )
+    return [_arm(bench, section, label, name, order) for name, order in arms]
+
+
+def _arm(bench: Bench, section: ConfigDict, label: str, name: str, order: str) -> Arm:
+    per_epoch = section.examples // section.batch_size
+    training = Training(
+        steps=section.epochs * per_epoch,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        schedule=name,
+        cycle_steps=per_epoch if name == "cyclical" else 0,
+        evaluate_every=section.evaluate_every,
+        checkpoint_every=section.checkpoint_every,
+        sights=True,
+    )
+    setting = {"what": "sights", "section": _identity(section), "arm": [name, order]}
+
+    def orders(seeds):
+        if order == "fixed":
+            return np.stack([fixed_order(section.examples, training) for _ in seeds])
+        return np.stack([shuffled_order(section.examples, training, seed) for seed in seeds])
+
+    def work(seeds, own):
+        tokens_RNT = np.stack(
+            [bench.examples(section.corpus, section.examples, s, "sights") for s in seeds]
+        )
+        title = f"{label}, {name}, {order}"
+        found = bench.tune(training, Rows(tokens_RNT, orders(seeds)), own, title)
+        base_RN = [bench.row_losses(tokens_NT) for tokens_NT in tokens_RNT]
+        return found | {"base": np.round(base_RN, 5).tolist()}
+
+    seeds, together = list(section.seeds), section.together
+    found = in_groups(bench, seeds, together, setting, work, f"{name}, {order} order")
+    example_RT = orders(seeds).reshape(len(seeds), -1)
+    base_RN = np.concatenate([np.asarray(part["base"]) for part in found])
+    steps_H, heldout = _heldout(found, bench.subject.sources[0].name)
+    return Arm(
+        schedule=name,
+        order=order,
+        training=training,
+        losses_RT=np.concatenate(
+            [np.asarray(part["losses"]).reshape(len(part["losses"]), -1) for part in found]
+        ),
+        base_RT=np.take_along_axis(base_RN, example_RT, axis=1),
+        example_RT=example_RT,
+        epochs=section.epochs,
+        heldout_steps_H=steps_H,
+        heldout=heldout,
+    )
+
+
+def _identity(section: ConfigDict) -> dict[str, Any]:
+    """What a single arm depends on: not which others there are."""
+    free = ("schedules", "reshuffled", "seeds", "together", "checkpoint_every", "sources")
+    return {key: value for key, value in section.to_dict().items() if key not in free}
+
+
+def _heldout(found: Sequence[Any], source: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The steps, and {metric: (R, H)} of all groups of seeds."""
+    curves = []
+    for part in found:
+        for member in range(len(part["losses"])):
+            curves.append([row for row in part["heldout"] if row["member"] == member])
+    steps_H = np.array([row["step"] for row in curves[0]])
+    values = {
+        metric: np.array([[row[f"{source}/{metric}"] for row in own] for own in curves])
+        for metric in METRICS
+    }
+    return steps_H, values
+
+
+def estimate(values_RN: np.ndarray) -> Estimate:
+    """The mean, with its error over seeds; of a single seed over examples."""
+    return mean_and_error(values_RN.mean(1) if len(values_RN) > 1 else values_RN[0])
+
+
+def stairs(arm: Arm) -> list[Step]:
+    """The jump at every boundary, of the mean over seeds."""
+    change_T = arm.change_RT.mean(0)
+    return [memorization.step_test(change_T, place, arm.examples // 2) for place in arm.boundaries]
+
+
+def search(arm: Arm, seed: int) -> Search:
+    """Where the curve jumps most."""
+    change_EN = arm.change_RT.mean(0).reshape(arm.epochs, -1)
+    rng = np.random.default_rng(seed)
+    return memorization.step_search(change_EN, rng, stride=arm.training.batch_size)
+
+
+def causes(arms: Sequence[Arm], seed: int) -> list[tuple[str, str, Association]]:
+    """What the gain of the first sight goes with: (values, cause, association).
+
+    The constant rate is held against the rates that schedule A had at the same places: what it
+    shows there cannot come from the rate. Between arms of one order the gains are paired.
+    """
+    rng = np.random.default_rng(seed)
+    of = {(arm.schedule, arm.order): arm for arm in arms}
+    constant = of.get(("constant", "fixed"))
+    found = []
+    for arm in arms:
+        first_RK = arm.batch_gains()
+        rate_RK = np.broadcast_to(arm.rate_K[: first_RK.shape[1]], first_RK.shape)
+        if arm.schedule != "constant":
+            found.append((arm.name, "rate at first sight", first_RK, rate_RK))
+            if constant is not None and arm.order == "fixed":
+                name = f"{arm.name}, minus constant rate"
+                paired_RK = first_RK - constant.batch_gains()
+                found.append((name, "rate at first sight", paired_RK, rate_RK))
+            if arm is of.get(("cyclical", "fixed")) and constant is not None:
+                placebo_RK = constant.batch_gains()
+                found.append((constant.name, "rate of A at that place", placebo_RK, rate_RK))
+        if arm.order == "reshuffled":
+            found.append((arm.name, "updates since", arm.gains()[:, 0], arm.waits()))
+    return [
+        (name, cause, memorization.association(values, by, rng))
+        for name, cause, values, by in found
+    ]

@@ -1,0 +1,157 @@
+"""The study of memorisation: whole and small, going on, and its statistics' bookkeeping."""
+
+import csv
+import functools
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lmnoise.errors import UserError
+from lmnoise.training import mesh
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("compiled_once")
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import memorization_sights  # noqa: E402
+import memorization_training  # noqa: E402
+from memorization_sights import Arm  # noqa: E402
+from memorization_training import Rows, Training  # noqa: E402
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CONFIGS = load(ROOT / "configs" / "memorization.py")
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """One device compiles much faster than the suite's eight."""
+    one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(mesh, "make_mesh", one)
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    root = tmp_path_factory.mktemp("memorization")
+    rng = np.random.default_rng(0)
+    for name in ("first", "second", "third"):
+        (root / name).mkdir()
+        for i in range(40):
+            words = rng.choice(list("aeiou nrst"), size=(40, 5))
+            (root / name / f"{i}.txt").write_text(" ".join("".join(w) for w in words))
+    return root
+
+
+def shrunk(preset, corpora):
+    """A preset on three small corpora, its second model the first again."""
+    config = CONFIGS.get_config(preset)
+    config.update(CONFIGS.SMALL)
+    names = (CONFIGS.NARROW, CONFIGS.GENERAL, CONFIGS.OTHER)
+    stands = dict(
+        zip(names, (f"{corpora / n}/" for n in ("first", "second", "third")), strict=True)
+    )
+    config.data.data_dir = str(corpora / "data")
+    config.pretraining.data.source = stands[config.pretraining.data.source]
+    config.pretraining.data.evaluate = (config.pretraining.data.source,)
+    config.pretraining.mesh.update(dict(member=1, data=0, model=1))
+    for section in (config.own, config.imported, config.canaries, config.sizes, config.stages,
+                    config.mixing):  # fmt: skip
+        for key in ("corpus", "first", "second", "original"):
+            if key in section:
+                section[key] = stands[section[key]]
+        if "sources" in section:
+            section.sources = tuple(stands[name] for name in section.sources)
+    return config
+
+
+@pytest.mark.parametrize("preset", CONFIGS.PRESETS)
+def test_the_study_reports_and_goes_on(preset, corpora, tmp_path):
+    study = load(ROOT / "experiments" / "memorization.py")
+    config = shrunk(preset, corpora)
+    work = tmp_path / "work"
+    config.imported.checkpoint = str(work / "pretrained") if preset == "laptop" else ""
+    report = study.run(config, work, tmp_path / "report", "the command")
+    text = report.read_text()
+    assert "Made by `the command`." in text
+    assert "What shows, and what does not" in text
+    drawn = set(re.findall(r"\]\(<(\S+\.png)>\)", text))
+    assert drawn == {path.name for path in report.parent.glob("*.png")}
+    assert {"stairs-own.png", "gain-own.png", "confidence-own.png", "canaries.png",
+            "stages.png", "mixing.png"} <= drawn  # fmt: skip
+    assert ("stairs-imported.png" in drawn) == (preset == "laptop")
+    with (report.parent / "canaries.csv").open(newline="") as file:
+        assert [row["repetitions"] for row in csv.DictReader(file)] == ["0", "2"]
+    # What was trained is not trained again.
+    stored = (work / "points.jsonl").read_bytes()
+    study.run(config, work, tmp_path / "report", "the command")
+    assert (work / "points.jsonl").read_bytes() == stored
+    assert report.read_text().split("## How this")[0] == text.split("## How this")[0]
+    assert not list((work / "fine-tuning").iterdir())
+
+
+def test_a_batch_that_does_not_divide_the_examples_is_refused(corpora):
+    config = shrunk("laptop", corpora)
+    config.own.batch_size = 3
+    with pytest.raises(UserError, match=r"config\.own\.batch_size 3 must divide"):
+        memorization_sights.measure(None, config.own, "own")
+
+
+def test_orders_are_epochs_of_all_examples():
+    training = Training(steps=6, batch_size=4, learning_rate=1.0, schedule="constant")
+    fixed_KB = memorization_training.fixed_order(8, training)
+    assert fixed_KB.reshape(3, 8).tolist() == [list(range(8))] * 3
+    again_KB = memorization_training.shuffled_order(8, training, seed=0)
+    epochs = again_KB.reshape(3, 8)
+    assert np.sort(epochs, axis=1).tolist() == [list(range(8))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    other_KB = memorization_training.shuffled_order(8, training, seed=1)
+    assert not np.array_equal(again_KB, other_KB)
+
+
+def test_a_batch_has_the_rows_of_every_seed():
+    tokens_RNT = np.arange(2 * 4 * 3).reshape(2, 4, 3)
+    rows = Rows(tokens_RNT, np.array([[[0, 1], [2, 3]], [[3, 2], [1, 0]]]))
+    np.testing.assert_array_equal(rows.batch(1)["tokens"][0], tokens_RNT[0, 2:])
+    np.testing.assert_array_equal(rows.batch(1)["tokens"][1], tokens_RNT[1, [1, 0]])
+
+
+@pytest.mark.parametrize("reshuffled", [False, True])
+def test_gains_follow_an_example_through_a_new_order(reshuffled):
+    rng = np.random.default_rng(0)
+    count, batch = 8, 2
+    training = Training(steps=8, batch_size=batch, learning_rate=1.0, schedule="constant")
+    orders = [rng.permutation(count) if reshuffled else np.arange(count) for _ in range(2)]
+    example_T = np.concatenate(orders)
+    own_N, gain_N = rng.normal(3, 1, count), rng.uniform(0.5, 1.5, count)
+    # At every update held-out text falls by 0.1, and so does every example; a sight gives more.
+    losses_T = own_N[example_T] - 0.1 * (np.arange(16) // batch)
+    losses_T[count:] -= gain_N[orders[1]]
+    arm = Arm(
+        schedule="constant",
+        order="reshuffled" if reshuffled else "fixed",
+        training=training,
+        losses_RT=losses_T[None],
+        base_RT=own_N[example_T][None],
+        example_RT=example_T[None],
+        epochs=2,
+        heldout_steps_H=np.array([0, 8]),
+        heldout={"loss": np.array([[5.0, 4.2]])},
+    )
+    np.testing.assert_allclose(arm.gains()[0, 0], gain_N)
+    expected_K = gain_N[orders[0]].reshape(4, batch).mean(1)
+    np.testing.assert_allclose(arm.batch_gains()[0], expected_K)
+    place = [np.argsort(order) // batch for order in orders]
+    np.testing.assert_array_equal(arm.waits()[0], place[1] + 4 - place[0])
+    assert arm.boundaries == [8]
+    np.testing.assert_allclose(arm.rate_K, 1.0)
