@@ -24,22 +24,18 @@ from jax.sharding import Mesh
 
 from lmnoise.data.stream import Windows
 from lmnoise.data.tasks import Task
-from lmnoise.errors import Stopped
-from lmnoise.evaluation import scores as scoring
 from lmnoise.evaluation.finetune_program import (
     Batches,
-    Loop,
     Program,
     Replay,
     as_given,
     trained_shapes,
 )
 from lmnoise.evaluation.language import Source
-from lmnoise.evaluation.scores import Mean, Scores
+from lmnoise.evaluation.scores import Examination, Mean, Scores
 from lmnoise.models.transformer import LanguageModel
 from lmnoise.training import lora
 from lmnoise.training import mesh as meshes
-from lmnoise.training.loop import fit
 from lmnoise.training.optimizer import OptimizerConfig
 
 
@@ -69,6 +65,27 @@ class Setting:
     frozen: str = ""
     rank: int = 0
     seed: int = 0
+
+    def __post_init__(self):
+        full = not self.rank
+        rules = {
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "epochs": (self.epochs > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "decay_to_start": (
+                self.decay_to_start == 0
+                or (self.decay_to_start > 0 and not self.weight_decay and full),
+                "at least 0, and 0 beside weight_decay or rank",
+            ),
+            "sam_radius": (self.sam_radius >= 0, "at least 0"),
+            "replay": (0 <= self.replay <= 1, "in [0, 1]"),
+            "frozen": (full or not self.frozen, "empty beside rank"),
+            "rank": (self.rank >= 0, "at least 0"),
+            "seed": (0 <= self.seed < 2**31, "in [0, 2**31)"),
+        }
+        for name, (holds, words) in rules.items():
+            if not holds:
+                raise ValueError(f"{name} must be {words}, not {getattr(self, name)!r}")
 
 
 def grid(**axes: Sequence[Any]) -> list[Setting]:
@@ -190,18 +207,8 @@ class FineTuner:
         windows = pretraining.windows if replays else None
         self._batches = Batches(task.train, windows, self._seeds, batch_size, mesh)
         self._transform = Replay(model.config.vocab_size, task.train) if replays else as_given
-        labels = task.kind == "labels"
-        self._texts = {
-            name: scoring.of_rows(getattr(task, name), batch_size, labels)
-            for name in ("validation", "test")
-        }
-        if pretraining is not None:
-            self._texts["pretraining"] = scoring.of_source(pretraining.heldout)
-        self._functions = scoring.functions(model, task.class_tokens)
-        self._as_it_is = {
-            labels: jax.jit(lambda params, base, batch, f=f: f(base, batch))
-            for labels, f in self._functions.items()
-        }
+        heldout = pretraining and pretraining.heldout
+        self._examination = Examination(model, task, heldout, batch_size, mesh)
         kinds = dict.fromkeys(map(_kind, self.settings))
         self._programs = {
             kind: self._program([s for s in self.settings if _kind(s) == kind]) for kind in kinds
@@ -231,10 +238,13 @@ class FineTuner:
             ),
             transform=self._transform,
             members=[self._member(settings[0])] * count,
+            batches=self._batches,
+            length=self._length,
             mesh=self.mesh,
             group=self._group,
         )
-        return program, {k: program.measure(f) for k, f in self._functions.items()}
+        functions = self._examination.functions
+        return program, {labels: program.measure(f) for labels, f in functions.items()}
 
     def _member(self, setting: Setting) -> dict[str, Any]:
         """The traced hyper-parameters of a setting."""
@@ -285,9 +295,15 @@ class FineTuner:
           UserError: the disk is full.
         """
         base = jax.device_put(params, meshes.parameter_shardings(self.mesh, params))
-        record = self._record | record
-        files = {s: Path(workdir) / f"{_digest(record, [s])}.json" for s in self.settings}
-        [before] = self._scores(self._as_it_is, None, base, single=True)
+        # What a setting gives depends, if barely, on the whole steps that its own are rounded to.
+        records = {
+            kind: self._record | record | {"of_steps": program.steps}
+            for kind, (program, _) in self._programs.items()
+        }
+        files = {
+            s: Path(workdir) / f"{_digest(records[_kind(s)], [s])}.json" for s in self.settings
+        }
+        before = self._examination.single(base)
         for kind, (program, measures) in self._programs.items():
             missing = [s for s in self.settings if _kind(s) == kind and not files[s].exists()]
             # Those that end together train together.
@@ -295,11 +311,15 @@ class FineTuner:
             for first in range(0, len(missing), program.count):
                 chunk = missing[first : first + program.count]
                 done = sum(file.exists() for file in files.values())
-                place = Path(workdir) / _digest(record, chunk)
-                states = self._train(
-                    program, chunk, base, place, record, f"{title}, {done} of {len(files)} done"
+                place = Path(workdir) / _digest(records[kind], chunk)
+                states = program.train(
+                    [self._member(setting) for setting in chunk],
+                    base,
+                    workdir=place,
+                    record=records[kind] | {"settings": [dataclasses.asdict(s) for s in chunk]},
+                    title=f"{title}, {done} of {len(files)} done",
                 )
-                found = self._scores(measures, states.params, base)
+                found = self._examination.members(measures, states.params, base)
                 for m, setting in enumerate(chunk):
                     notes = after and after(setting, program.one(states.params, base, m))
                     _write(files[setting], Outcome(setting, before, found[m], notes).to_json())
@@ -307,42 +327,6 @@ class FineTuner:
                 if jax.process_index() == 0:
                     shutil.rmtree(place, ignore_errors=True)
         return [Outcome.from_json(json.loads(file.read_text())) for file in files.values()]
-
-    def _train(self, program, chunk, base, workdir, record, title):
-        members = [self._member(setting) for setting in chunk]
-        tokens = self._record["batch_size"] * self._length
-        loop = Loop(
-            max(map(self._steps, chunk)), tokens, tokens * self.model.flops_per_token(self._length)
-        )
-        config, cost = loop.of(program.count)
-        states = fit(
-            program.population(members, base),
-            self._batches,
-            config,
-            workdir=workdir,
-            evaluate=lambda params: [],
-            cost=cost,
-            config_record=record | {"settings": [dataclasses.asdict(s) for s in chunk]},
-            title=title,
-            start=program.start(base),
-        )
-        if states is None:
-            raise Stopped
-        return states
-
-    def _scores(
-        self, measures: Mapping[bool, Any], params: Any, base: Any, single: bool = False
-    ) -> list[dict[str, Scores]]:
-        """The scores of each member on every text; `single` parameters have no axis of members."""
-        found = {}
-        for name, text in self._texts.items():
-            results = []
-            for batch in text.batches:
-                placed = {k: meshes.put_whole(self.mesh, v, batch_axis=0) for k, v in batch.items()}
-                result = jax.device_get(measures[text.labels](params, base, placed))
-                results.append(tuple(part[None] for part in result) if single else result)
-            found[name] = text.scores(results)
-        return [dict(zip(found, own, strict=True)) for own in zip(*found.values(), strict=True)]
 
 
 def _kind(setting: Setting) -> tuple[bool, ...]:
@@ -364,20 +348,10 @@ def _check(
     if not settings or len(set(settings)) < len(settings):
         raise ValueError(f"settings must be different ones, at least one, not {settings}")
     for setting in settings:
-        rules = {
-            "learning_rate": setting.learning_rate > 0,
-            "epochs": setting.epochs > 0,
-            "weight_decay": setting.weight_decay >= 0,
-            "decay_to_start": setting.decay_to_start == 0
-            or (setting.decay_to_start > 0 and not setting.weight_decay and not setting.rank),
-            "sam_radius": setting.sam_radius >= 0,
-            "replay": setting.replay == 0 or (0 < setting.replay <= 1 and pretraining is not None),
-            "frozen": not setting.frozen or (setting.frozen in masks and not setting.rank),
-            "rank": setting.rank >= 0,
-            "seed": setting.seed >= 0,
-        }
-        if broken := [name for name, holds in rules.items() if not holds]:
-            raise ValueError(f"{broken[0]} cannot be what it is in {setting}")
+        if setting.frozen and setting.frozen not in masks:
+            raise ValueError(f"frozen must be one of {list(masks)}, not {setting.frozen!r}")
+        if setting.replay and pretraining is None:
+            raise ValueError(f"replay {setting.replay} needs pretraining")
     length = task.train.tokens.shape[1]
     if pretraining is not None and pretraining.windows.length != length - 1:
         raise ValueError(
@@ -418,9 +392,8 @@ def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:
     Gain is the fall of the loss on "test", forgetting the rise of that on "pretraining".
     """
     sound = [outcome for outcome in outcomes if not outcome.diverged]
-    by_gain = sorted(sound, key=lambda o: (o.change("test").mean, o.change("pretraining").mean))
     found, least = [], math.inf
-    for outcome in by_gain:
+    for outcome in sorted(sound, key=lambda o: (o.change("test"), o.change("pretraining"))):
         if (forgotten := outcome.change("pretraining").mean) < least:
             found.append(outcome)
             least = forgotten

@@ -1,7 +1,7 @@
 """One compiled program for members that start from the same parameters: rows, steps, results."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,13 +13,15 @@ from lmnoise.data import stream
 from lmnoise.data.corruption import Corruption
 from lmnoise.data.stream import Windows
 from lmnoise.data.tasks import Rows
+from lmnoise.errors import Stopped
 from lmnoise.models.transformer import LanguageModel
 from lmnoise.training import lora
 from lmnoise.training import mesh as meshes
-from lmnoise.training.loop import Cost, LoopConfig
+from lmnoise.training.loop import Cost, LoopConfig, fit
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.population import Population, member_arrays
 from lmnoise.training.spikes import SpikeConfig
+from lmnoise.training.step import TrainState
 
 # FLOPs of a dispatch up to which it may be several steps: more would keep a signal waiting.
 _SHORT = 1e11
@@ -37,7 +39,7 @@ class Batches:
         self, rows: Rows, windows: Windows | None, seeds: Sequence[int], batch_size: int, mesh: Mesh
     ):
         part, parts = meshes.part_of_batch(mesh, batch_size)
-        self._rows, self._batch_size = rows, batch_size
+        self._rows, self.batch_size = rows, batch_size
         self._own = range(part * batch_size // parts, (part + 1) * batch_size // parts)
         count = len(rows.tokens)
         self._orders = [stream.keyed_order(0, count, f"{seed}/task") for seed in seeds]
@@ -51,7 +53,7 @@ class Batches:
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
         """`tokens` (R, b, S+1), `weights` (R, b, S), with windows also `noise` (R, b, S+1)."""
-        begin = index * self._batch_size
+        begin = index * self.batch_size
         chosen_RB = np.array([[order[begin + row] for row in self._own] for order in self._orders])
         batch = {"tokens": self._rows.tokens[chosen_RB], "weights": self._rows.weights[chosen_RB]}
         if self._replayed is not None:
@@ -84,30 +86,6 @@ class Replay:
         return {"tokens": mixed["tokens"], "weights": weights_BS, "groups": groups}
 
 
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """How many steps a population trains, at least, and what a step of one member costs."""
-
-    steps: int
-    tokens: int
-    flops: float
-
-    def of(self, count: int) -> tuple[LoopConfig, Cost]:
-        """For `count` members; the steps are whole dispatches, members end by themselves."""
-        cost = Cost(self.tokens * count, self.flops * count)
-        dispatch = 10 if 10 * cost.flops < _SHORT else 1
-        config = LoopConfig(
-            steps=-(-self.steps // dispatch) * dispatch,
-            log_every=0,
-            checkpoint_every=0,
-            keep=1,
-            steps_per_dispatch=dispatch,
-            save_end=False,
-            spikes=SpikeConfig(rewind=False),
-        )
-        return config, cost
-
-
 def trained_shapes(model: LanguageModel, rank: int) -> Any:
     """Shapes of what trains: the parameters, or low-rank updates of them."""
     base = jax.eval_shape(model.init, jax.random.key(0))
@@ -125,6 +103,8 @@ class Program:
       optimizer: schedule and AdamW.
       transform: see `Population`.
       members: of the first population; the others have the same names.
+      batches: the rows of each step.
+      length: targets a row.
       mesh: devices.
       group: members at once, see `Population`.
     """
@@ -137,13 +117,17 @@ class Program:
         optimizer: OptimizerConfig,
         transform: Callable[..., Any],
         members: Sequence[Member],
+        batches: Batches,
+        length: int,
         mesh: Mesh,
         group: int,
     ):
         def loss_of_updates(base, updates, batch, key):
             return model.loss(lora.merge(base, updates), batch, key)
 
-        self._rank = rank
+        self._rank, self._batches, self.steps = rank, batches, optimizer.steps
+        tokens = batches.batch_size * length * len(members)
+        self._cost = Cost(tokens, tokens * model.flops_per_token(length))
         base = trained_shapes(model, 0)
         self._population = Population(
             init=(lambda key: lora.init(key, base, rank)) if rank else model.init,
@@ -167,20 +151,52 @@ class Program:
     def _whole(self, params: Any, base: Any) -> Any:
         return lora.merge(base, params) if self._rank else params
 
-    def population(self, members: Sequence[Member], base: Any) -> Population:
-        """The population of up to `count` members over the parameters `base`.
+    def train(
+        self,
+        members: Sequence[Member],
+        base: Any,
+        *,
+        workdir: Path,
+        record: dict[str, Any],
+        title: str,
+    ) -> TrainState:
+        """Trains up to `count` members from the parameters `base`, or goes on in `workdir`.
 
         Too few are filled up with one that trains for a single step, as a population of another
-        size would be another program.
+        size would be another program. Nothing is saved at the end.
+
+        Raises:
+          Stopped: a signal came; what was reached is saved.
+          UserError: `workdir` belongs to another record, or the disk is full.
         """
         idle = [members[-1] | {"steps": 1}] * (self.count - len(members))
-        return self._population.using(
+        population = self._population.using(
             member_arrays([*members, *idle]), base if self._rank else None
         )
-
-    def start(self, base: Any) -> Any:
-        """What `fit` starts from: the parameters, or None where updates are drawn anew."""
-        return None if self._rank else base
+        # Members end by themselves, so that whole dispatches let all populations run one program.
+        dispatch = 10 if 10 * self._cost.flops < _SHORT else 1
+        steps = max(member["steps"] for member in members)
+        states = fit(
+            population,
+            self._batches,
+            LoopConfig(
+                steps=-(-steps // dispatch) * dispatch,
+                log_every=0,
+                checkpoint_every=0,
+                steps_per_dispatch=dispatch,
+                save_end=False,
+                spikes=SpikeConfig(rewind=False),
+            ),
+            workdir=workdir,
+            evaluate=lambda params: [],
+            cost=self._cost,
+            config_record=record,
+            title=title,
+            start=None if self._rank else base,
+        )
+        if states is None:
+            raise Stopped
+        return states
 
     def measure(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
         """Compiles `measure(params, base, batch)`: `function` of each member's whole parameters."""

@@ -4,16 +4,18 @@ Letters: M members, B rows, S positions, T = S + 1 tokens, N documents, V vocabu
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from lmnoise.data.tasks import Rows
+from lmnoise.data.tasks import Rows, Task
 from lmnoise.evaluation.language import Source, document_sums, summarise
 from lmnoise.models.transformer import LanguageModel
+from lmnoise.training.mesh import put_whole
 
 
 class Mean(NamedTuple):
@@ -45,16 +47,16 @@ class Scores(NamedTuple):
 
     @property
     def accuracy(self) -> Mean:
-        """Share of rows whose class is right; nan for text."""
-        return _mean(self.right, self.counts)
+        """Share of rows whose class is right; nan for text, and where the loss is not finite."""
+        return _mean(self.right if np.isfinite(self.losses).all() else None, self.counts)
 
     def change(self, before: "Scores") -> Mean:
         """The loss less that of `before` on the same documents, paired; nats a scored token."""
         return _mean(np.subtract(self.losses, before.losses), self.counts)
 
     def accuracy_change(self, before: "Scores") -> Mean:
-        """The accuracy less that of `before` on the same rows, paired; nan for text."""
-        if self.right is None:
+        """The accuracy less that of `before` on the same rows, paired; nan as `accuracy`."""
+        if np.isnan(self.accuracy.mean):
             return self.accuracy
         return _mean(np.subtract(self.right, before.right), self.counts)
 
@@ -164,3 +166,51 @@ def functions(model: LanguageModel, class_tokens: np.ndarray) -> dict[bool, Call
         return jax.nn.logsumexp(logits_BV, axis=1) - of_target_B, right_B
 
     return {False: of_text, True: of_labels}
+
+
+class Examination:
+    """Scores on the held-out rows of a task and on pre-training text, of any parameters.
+
+    Args:
+      model: the model.
+      task: its rows "validation" and "test" are scored.
+      heldout: pre-training text, scored as "pretraining"; None for none.
+      batch_size: rows at once of the task.
+      mesh: devices; rows go over its axes `data` and `fsdp`.
+    """
+
+    def __init__(
+        self, model: LanguageModel, task: Task, heldout: Source | None, batch_size: int, mesh: Mesh
+    ):
+        self._mesh = mesh
+        self.functions = functions(model, task.class_tokens)
+        self._texts = {
+            name: of_rows(getattr(task, name), batch_size, task.kind == "labels")
+            for name in ("validation", "test")
+        }
+        if heldout is not None:
+            self._texts["pretraining"] = of_source(heldout)
+        self._single = {
+            labels: jax.jit(lambda params, batch, f=f: [a[None] for a in f(params, batch)])
+            for labels, f in self.functions.items()
+        }
+
+    def single(self, params: Any) -> dict[str, Scores]:
+        """{text: scores} of parameters without an axis of members."""
+        return self.members(self._single, params)[0]
+
+    def members(self, measures: Mapping[bool, Any], *params: Any) -> list[dict[str, Scores]]:
+        """{text: scores} of every member.
+
+        Args:
+          measures: `functions` over members, `measure(*params, batch)` with leaves (M, B, ...).
+          *params: the first arguments of `measures`.
+        """
+        found = {}
+        for name, text in self._texts.items():
+            results = []
+            for batch in text.batches:
+                placed = {k: put_whole(self._mesh, v, batch_axis=0) for k, v in batch.items()}
+                results.append(jax.device_get(measures[text.labels](*params, placed)))
+            found[name] = text.scores(results)
+        return [dict(zip(found, own, strict=True)) for own in zip(*found.values(), strict=True)]
