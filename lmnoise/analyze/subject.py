@@ -180,8 +180,15 @@ def open_subject(
       UserError: the checkpoint or a corpus cannot be opened, or a key has no sensible value.
     """
     check(config)
+    checkpoint = open_checkpoint(spec, config.data.data_dir)
+    return subject_of(checkpoint, config, names, windows, workdir)
+
+
+def subject_of(
+    checkpoint: Checkpoint, config: ConfigDict, names: Sequence[str], windows: int, workdir: Path
+) -> Subject:
+    """`open_subject` for a checkpoint that is open already, or was made from another."""
     data = config.data
-    checkpoint = open_checkpoint(spec, data.data_dir)
     if not 1 <= data.length <= checkpoint.model.config.context:
         raise UserError(
             f"config.data.length is {data.length}, but {checkpoint.name} has a context of "

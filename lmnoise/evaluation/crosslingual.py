@@ -173,13 +173,28 @@ def shares(sums_NLH: np.ndarray, count_N: np.ndarray) -> tuple[np.ndarray, np.nd
 
     A ratio estimator: rows weigh as many queries as they have.
     """
-    asked = count_N > 0
-    sums_NLH, count_N = sums_NLH[asked], count_N[asked]
-    total, rows_ = count_N.sum(), len(count_N)
-    share_LH = sums_NLH.sum(0) / total
-    residual_NLH = sums_NLH - share_LH[None] * count_N[:, None, None]
-    spread = np.square(residual_NLH).sum(0) * rows_ / max(rows_ - 1, 1)
-    return share_LH, np.sqrt(spread) / total
+    share_LH, residual_NLH = _ratio(sums_NLH, count_N)
+    return share_LH, _spread(residual_NLH)
+
+
+def excess(
+    sums_NLH: np.ndarray, count_N: np.ndarray, control_NLH: np.ndarray, control_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much larger a share is than its control's (L, H), and the standard error over rows."""
+    share_LH, residual_NLH = _ratio(sums_NLH, count_N)
+    control_LH, of_control_NLH = _ratio(control_NLH, control_N)
+    return share_LH - control_LH, _spread(residual_NLH - of_control_NLH)
+
+
+def _ratio(sums_NLH: np.ndarray, count_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The share, and what each row adds to its error."""
+    share_LH = sums_NLH.sum(0) / count_N.sum()
+    return share_LH, (sums_NLH - share_LH[None] * count_N[:, None, None]) / count_N.sum()
+
+
+def _spread(residual_NLH: np.ndarray) -> np.ndarray:
+    rows_ = max(len(residual_NLH), 2)
+    return np.sqrt(np.square(residual_NLH).sum(0) * rows_ / (rows_ - 1))
 
 
 def paragraph_features(

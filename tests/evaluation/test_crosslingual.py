@@ -153,6 +153,19 @@ def test_uniform_attention_has_the_shares_of_counting():
     assert (error_LH > 0).all()
 
 
+def test_excess_is_the_difference_of_shares_with_the_error_of_repeated_samples():
+    def sample(seed):
+        generator = np.random.default_rng(seed)
+        count_N, control_N = generator.integers(1, 9, (2, 50)).astype(float)
+        level_N = generator.normal(0.4, 0.1, 50)  # what a row has is in both
+        sums = (level_N * count_N)[:, None, None], ((level_N - 0.1) * control_N)[:, None, None]
+        return crosslingual.excess(sums[0], count_N, sums[1], control_N)
+
+    found = np.array([[float(x[0, 0]) for x in sample(seed)] for seed in range(60)])
+    assert found[:, 0].mean() == pytest.approx(0.1, abs=0.01)
+    assert 0.75 < found[:, 1].mean() / found[:, 0].std(ddof=1) < 1.3
+
+
 def test_paragraph_features_are_means_without_the_front(params):
     found = crosslingual.paragraph_features(MODEL, params, TEXTS, batch_size=2)
     assert found.shape == (3, 3, 16)

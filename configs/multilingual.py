@@ -1,0 +1,86 @@
+"""What does fine-tuning on a language do to heads, representations, vocabulary and output?
+
+Command:
+    python experiments/multilingual.py --config=configs/multilingual.py:laptop \
+        --workdir=runs/multilingual-laptop
+
+COST
+"""
+
+from ml_collections import ConfigDict
+
+from lmnoise.analyze.defaults import default_config
+from lmnoise.config import preset
+
+# What makes the whole study run in seconds on any small model; see
+# tests/experiments/test_multilingual.py.
+SMALL = dict(
+    data=dict(length=64, batch_size=8),
+    model=dict(dtype="float32", logits_chunk=64),
+    continuation=dict(prompts=("once",), new_tokens=2),
+    multilingual=dict(
+        seeds=(0, 1),
+        paragraphs=8,
+        sentences=4,
+        texts=8,
+        permutations=3,
+        new_tokens=8,
+        training=dict(steps=2, batch_size=2, evaluate_every=1),
+        generation=dict(prompts=2, new_tokens=4),
+    ),
+)
+
+
+def laptop() -> ConfigDict:
+    """SmolLM2-135M, Korean with old and new tokens, Turkish with its treebank."""
+    config = default_config()
+    config.data.update(dict(length=64, batch_size=8))
+    with config.unlocked():
+        config.checkpoint = "smollm2"  # or gemma3-270m, or any other
+        config.multilingual = dict(
+            languages=("libreoffice_aligned/ko", "libreoffice_help/tr"),  # each trained on alone
+            extended=("libreoffice_aligned/ko",),  # also with new tokens
+            new_tokens=256,
+            seeds=(0, 1, 2),  # of the order of the data
+            english="libreoffice_aligned/en-us",
+            aligned=("libreoffice_aligned/ko", "libreoffice_aligned/zh-cn",
+                     "libreoffice_aligned/ru"),  # compared with English
+            paragraphs=48,
+            permutations=20,  # of the shuffled null
+            treebank="turkish_web",  # or a .conllu file
+            sentences=48,
+            texts=24,  # held-out paragraphs of each language whose bits are counted
+            generation=dict(prompts=8, new_tokens=16, temperature=1.0, top_p=0.95),
+            training=dict(
+                steps=30,
+                batch_size=4,
+                learning_rate=2e-4,
+                weight_decay=0.0,
+                schedule="cosine",
+                seed=0,
+                evaluate_every=10,
+            ),
+        )  # fmt: skip
+    return config
+
+
+def gpu() -> ConfigDict:
+    """Longer windows, thousands of steps, more new tokens, more text."""
+    config = laptop()
+    config.data.update(dict(length=256, batch_size=32))
+    config.model.update(dict(dtype="bfloat16", logits_chunk=8192))
+    config.multilingual.update(
+        dict(new_tokens=4000, seeds=(0, 1, 2, 3, 4), paragraphs=400, permutations=100,
+             sentences=1000, texts=200)
+    )  # fmt: skip
+    config.multilingual.training.update(dict(steps=2000, batch_size=32, evaluate_every=100))
+    config.multilingual.generation.update(dict(prompts=64, new_tokens=64))
+    return config
+
+
+PRESETS = {"laptop": laptop, "gpu": gpu}
+
+
+def get_config(name: str = "laptop") -> ConfigDict:
+    """The config of a preset."""
+    return preset(name, PRESETS)

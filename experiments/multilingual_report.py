@@ -1,0 +1,331 @@
+"""The report of the multilingual study: what shows, tables and figures."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import multilingual_figures as figures
+import numpy as np
+from ml_collections import ConfigDict
+from multilingual_probes import ARCS, MEASURES, array, curve
+from multilingual_result import Result, bits, share, steps, switched
+from multilingual_runs import DIRECT, EXTENDED
+
+from lmnoise.evaluation.vocabulary import reached
+from lmnoise.report import Estimate, Figure, Table, mean_and_error, paired_difference, write_csv
+
+
+def blocks(result: Result, config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
+    """Everything below the header."""
+    figures.bits(result, config, folder / "bits.png")
+    figures.similarity(result, folder / "similarity.png")
+    figures.heads(result, folder / "heads.png")
+    figures.switched(result, folder / "switched.png")
+    losses, cost = _losses(result), _cost(result, config)
+    similar, heads, written = _similarity(result), _heads(result), _written(result)
+    for name, table in (("bits", losses), ("vocabulary", cost), ("similarity", similar),
+                        ("heads", heads), ("switched", written)):  # fmt: skip
+        write_csv(folder / f"{name}.csv", table)
+    training, section = config.multilingual.training, config.multilingual
+    return [
+        "## What shows, and what does not",
+        _scale(result, config),
+        *_verdict(result, config),
+        "## Fine-tuning, and new tokens",
+        f"AdamW, learning rate {training.learning_rate:g}, {training.schedule}, "
+        f"{training.steps} steps of {training.batch_size} windows of {config.data.length} tokens. "
+        f"`{EXTENDED}`: {section.new_tokens} tokens more, learnt on the training text by merges on "
+        "top of the checkpoint's own, each begun as the mean of the tokens it joins. Bits per "
+        "byte are of the same held-out paragraphs, each whole and on its own.",
+        Figure(
+            folder / "bits.png",
+            "Bits per byte of held-out text along the training; bars: 95 % interval over seeds.",
+        ),
+        losses,
+        cost,
+        "## Representations of aligned paragraphs",
+        _how_similar(config),
+        Figure(
+            folder / "similarity.png",
+            "Similarity to English by layer, before (shaded: one standard error over paragraphs) "
+            "and after fine-tuning (bars: 95 % interval over seeds); dotted: 95 % quantile of the "
+            "shuffled null.",
+        ),
+        similar,
+        "## Heads",
+        _how_heads(result, config),
+        Figure(
+            folder / "heads.png",
+            "Share of attention by layer (down) and head (across), before and its change (the "
+            "mean over seeds); of head and dependent the excess over pairs that no arc links.",
+        ),
+        heads,
+        "## Code-switched output",
+        "Share of what the model writes outside the language's scripts, "
+        f"{section.generation.prompts} prompts (first halves of held-out paragraphs), "
+        f"{section.generation.new_tokens} tokens each, temperature "
+        f"{section.generation.temperature:g}, top-p {section.generation.top_p:g}.",
+        Figure(
+            folder / "switched.png",
+            "Code-switched share along the training; bars: 95 % interval over seeds; dotted: what "
+            "people wrote after the same prompts, which has Latin names of products and keys.",
+        ),
+        written,
+        *_examples(result),
+    ]  # fmt: skip
+
+
+def _scale(result: Result, config: ConfigDict) -> str:
+    training = config.multilingual.training
+    tokens = training.steps * training.batch_size * config.data.length
+    return (
+        f"Seen at this scale: {config.checkpoint}, fine-tuned on {tokens:,} tokens of "
+        f"{' or '.join(result.runs)} a run, {len(config.multilingual.seeds)} orders of the data."
+    )
+
+
+def _verdict(result: Result, config: ConfigDict) -> list[str]:
+    return [
+        *(_verdict_bits(result, language) for language in result.runs),
+        *(_verdict_vocabulary(result, language, config) for language in result.runs
+          if EXTENDED in result.runs[language]),
+        *(_verdict_similarity(result, language) for language in result.runs),
+        *(_verdict_heads(result, language) for language in result.runs),
+        *(_verdict_switched(result, language) for language in result.runs),
+    ]  # fmt: skip
+
+
+def shown(estimate: Estimate) -> str:
+    """Whether a difference is told from none by its 95 % interval."""
+    low, high = estimate.interval
+    if math.isnan(low):
+        return "one seed, no interval"
+    return "shown" if low > 0 or high < 0 else "not shown"
+
+
+def _verdict_bits(result: Result, language: str) -> str:
+    english, runs = next(iter(result.sizes)), result.runs[language][DIRECT]
+    own, other = (
+        mean_and_error([curve_[-1] - curve_[0] for curve_ in (bits(result, r, n) for r in runs)])
+        for n in (language, english)
+    )
+    return (
+        f"Fine-tuning on {language} changes its bits per byte by {own.text(3)} ({shown(own)}) and "
+        f"those of English by {other.text(3)} ({shown(other)})."
+    )
+
+
+def pairs(result: Result, language: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(direct, extended) runs of one seed."""
+    kinds = result.runs[language]
+    return list(zip(kinds[DIRECT], kinds[EXTENDED], strict=True))
+
+
+def ratios(result: Result, language: str, unit: str | None, config: ConfigDict) -> list[float]:
+    """What new tokens need for the bits per byte that direct fine-tuning ends with, by seed.
+
+    As a share of what direct fine-tuning took, in tokens, or with `unit` in what a token costs;
+    NaN where they do not get there.
+    """
+    found = []
+    for direct, grown in pairs(result, language):
+        target = float(bits(result, direct, language)[-1])
+        at = reached(steps(grown), bits(result, grown, language), target)
+        each = grown[unit] / direct[unit] if unit else 1.0
+        found.append(at / config.multilingual.training.steps * each)
+    return found
+
+
+def _verdict_vocabulary(result: Result, language: str, config: ConfigDict) -> str:
+    found = pairs(result, language)
+    ends = [[bits(result, r, language)[-1] for r in runs] for runs in zip(*found, strict=True)]
+    difference = paired_difference(ends[1], ends[0])
+    needed = np.array(ratios(result, language, None, config))
+    got = int(np.isfinite(needed).sum())
+    text = (
+        f"With {config.multilingual.new_tokens} new tokens of {language} a token holds "
+        f"{found[0][1]['bytes_per_token'] / found[0][0]['bytes_per_token']:.2f} times the bytes; "
+        f"after as many tokens the bits per byte differ from direct fine-tuning by "
+        f"{difference.text(3)} ({shown(difference)}). "
+    )
+    if got < len(needed):
+        return text + (
+            f"What direct fine-tuning ends with is reached in {got} of {len(needed)} seeds: the "
+            "tokens needed are not reached."
+        )
+    return text + f"It takes {mean_and_error(needed).text(2)} times the tokens to end as well."
+
+
+def _change(result: Result, runs: Sequence[Any], other: str, measure: str) -> Estimate:
+    """Mean over layers of the change in similarity, over seeds; layers with NaN left out."""
+    before = curve(result.before, other, measure)
+    return mean_and_error(
+        [float(np.nanmean(curve(run["probes"], other, measure) - before)) for run in runs]
+    )
+
+
+def _verdict_similarity(result: Result, language: str) -> str:
+    runs = result.runs[language][DIRECT]
+    parts = []
+    for other in result.before["similarity"]:
+        value, high = (curve(result.before, other, "cka", w) for w in ("value", "null_high"))
+        change = _change(result, runs, other, "cka")
+        parts.append(
+            f"{other} lies above the shuffled null in {int((value > high).sum())} of {len(value)} "
+            f"layers before, and changes by {change.text(3)} ({shown(change)})"
+        )
+    return f"CKA with English, fine-tuning on {language}: {'; '.join(parts)} (means over layers)."
+
+
+def _verdict_heads(result: Result, language: str) -> str:
+    runs, parts = result.runs[language][DIRECT], []
+    for name in result.before["heads"]:
+        before = array(result.before, name)
+        change = mean_and_error([float((array(r["probes"], name) - before).mean()) for r in runs])
+        same = np.mean(
+            [np.corrcoef(array(r["probes"], name).ravel(), before.ravel())[0, 1] for r in runs]
+        )
+        parts.append(f"{name} {change.text(4)} ({shown(change)}; correlation of maps {same:.3f})")
+    return f"Heads, change of the mean share by fine-tuning on {language}: {'; '.join(parts)}."
+
+
+def _verdict_switched(result: Result, language: str) -> str:
+    parts = []
+    for kind, runs in result.runs[language].items():
+        curves = [switched(run, language) for run in runs]
+        change = mean_and_error([float(c[-1] - c[0]) for c in curves])
+        parts.append(f"{kind} {curves[0][0]:.2f} before, change {change.text(2)} ({shown(change)})")
+    people = share(result.people[language], language)
+    return f"Code-switched share in {language}: {'; '.join(parts)}; people {people:.2f}."
+
+
+def _losses(result: Result) -> Table:
+    rows = []
+    for language, kinds in result.runs.items():
+        for kind, runs in kinds.items():
+            for name in (language, next(iter(result.sizes))):
+                curves = [bits(result, run, name) for run in runs]
+                ends = [mean_and_error([c[at] for c in curves]) for at in (0, -1)]
+                rows.append((language, kind, name, ends[0].mean, ends[1]))
+    header = ("trained on", "vocabulary", "text", "bits per byte before", "after")
+    return Table(header, rows, "After: mean over seeds with 95 % interval.")
+
+
+def _cost(result: Result, config: ConfigDict) -> Table:
+    rows = []
+    for language, kinds in result.runs.items():
+        if EXTENDED not in kinds:
+            continue
+        for name, unit in (("tokens", None), ("bytes of text", "bytes_per_token"),
+                           ("FLOPs", "flops_per_token")):  # fmt: skip
+            needed = np.array(ratios(result, language, unit, config))
+            got = np.isfinite(needed)
+            cell = mean_and_error(needed).text(3) if got.all() else "not reached"
+            rows.append((language, name, cell, f"{int(got.sum())} of {len(got)}"))
+    header = ("language", "in", "new tokens need, over direct", "seeds that get there")
+    return Table(
+        header,
+        rows,
+        "What training with new tokens needs for the bits per byte that direct fine-tuning ends "
+        "with, as a share of what direct fine-tuning took; mean over seeds with 95 % interval.",
+    )
+
+
+def _similarity(result: Result) -> Table:
+    rows = []
+    for other in result.before["similarity"]:
+        for measure in MEASURES:
+            value = curve(result.before, other, measure)
+            best = int(np.nanargmax(value))
+            error = curve(result.before, other, measure, "standard_error")[best]
+            changes = [
+                _change(result, kinds[DIRECT], other, measure) for kinds in result.runs.values()
+            ]
+            rows.append((other, measure, value[0], best, f"{value[best]:.3f} ± {1.96 * error:.3f}",
+                         curve(result.before, other, measure, "null_high")[best],
+                         *changes))  # fmt: skip
+    changes = (f"change, on {language}" for language in result.runs)
+    header = ("with English", "measure", "embedding", "best layer", "there, before",
+              "null there, 95 %", *changes)  # fmt: skip
+    return Table(
+        header,
+        rows,
+        "Best layer ± 1.96 standard errors over paragraphs; changes are means over layers with "
+        "95 % intervals over seeds.",
+    )
+
+
+def _heads(result: Result) -> Table:
+    rows = []
+    for name in result.before["heads"]:
+        of_head, error = (array(result.before, name, what) for what in ("share", "error"))
+        for at in np.argsort(-of_head, axis=None)[:3]:
+            layer, head = np.unravel_index(at, of_head.shape)
+            changes = [
+                mean_and_error(
+                    [
+                        array(r["probes"], name)[layer, head] - of_head[layer, head]
+                        for r in k[DIRECT]
+                    ]
+                )
+                for k in result.runs.values()
+            ]
+            before = f"{of_head[layer, head]:.3f} ± {1.96 * error[layer, head]:.3f}"
+            rows.append((name, int(layer), int(head), before, *changes))
+    header = ("attends to", "layer", "head", "before",
+              *(f"change, on {language}" for language in result.runs))  # fmt: skip
+    return Table(
+        header,
+        rows,
+        "The three heads that do it most: chosen by this very number, so that their shares lean "
+        "high. Before ± 1.96 standard errors over sentences; changes over seeds, 95 % intervals.",
+    )
+
+
+def _written(result: Result) -> Table:
+    rows = [
+        (language, kind, int(step), mean_and_error([switched(r, language)[n] for r in runs]))
+        for language, kinds in result.runs.items()
+        for kind, runs in kinds.items()
+        for n, step in enumerate(steps(runs[0]))
+    ]
+    return Table(("language", "vocabulary", "step", "code-switched share"), rows)
+
+
+def _how_similar(config: ConfigDict) -> str:
+    section = config.multilingual
+    return (
+        f"Up to {section.paragraphs} held-out paragraphs that all languages share; features are "
+        "means of the residual stream over a paragraph's tokens. CKA is linear with the unbiased "
+        "estimate (arXiv 1905.00414); RSA is Spearman's correlation of cosine distances; "
+        "retrieval is the share of paragraphs whose nearest neighbour says the same. The "
+        "paragraphs share product names and numbers, so that layer 0, the embeddings alone, is "
+        "the baseline, not zero. Fine-tuning saw the training documents of one language, never "
+        "these."
+    )
+
+
+def _how_heads(result: Result, config: ConfigDict) -> str:
+    arcs = [name for name in result.before["heads"] if name in ARCS]
+    counts = ", ".join(
+        f"{name} {of['queries']:,.0f}" for name, of in result.before["heads"].items()
+    )
+    return (
+        f"On up to {config.multilingual.sentences} sentences of {config.multilingual.treebank}; "
+        f"queries: {counts}. Heads are causal, so a word's syntactic head is seen only where it "
+        "comes before; where it comes after, the head sees its dependent"
+        f"{'' if arcs else ' (no arc had a control of its distance here)'}. Each arc is held "
+        "against pairs of words at the same distance that no arc links."
+    )
+
+
+def _examples(result: Result) -> list[str]:
+    lines = [
+        f"- {language}, {kind}, step {row['step']}: {result.prompts[language][0]!r}"
+        f" -> {row['written'][0]!r}"
+        for language, kinds in result.runs.items()
+        for kind, runs in kinds.items()
+        for row in (runs[0]["rows"][0], runs[0]["rows"][-1])
+    ]
+    return ["Examples, the first prompt and what follows:", "\n".join(lines)]
