@@ -5,6 +5,7 @@ Command:
         --workdir=runs/memorization-laptop
 
 Cost of `laptop`: to be measured.
+Expected of `laptop`: to be measured.
 """
 
 from typing import Any
@@ -43,12 +44,13 @@ SMALL = dict(
         schedules=("cosine",),
         reshuffled=(),
     ),
+    # Of one shape and length where that can be, so that few programs are compiled.
     canaries=dict(
-        rows=16, prefix=3, secret=2, symbols=3, repeats=(0, 2), each=2, batch_size=8, seeds=(0, 1)
+        rows=12, prefix=3, secret=2, symbols=3, repeats=(0, 2), each=2, batch_size=4, seeds=(0, 1)
     ),
     sizes=dict(small=4, large=16, steps=4, batch_size=4, probes=4, new_tokens=2, seeds=(0, 1)),
     stages=dict(rows=8, batch_size=4, seeds=(0, 1)),
-    mixing=dict(rows=4, epochs=2, times=(0, 2), batch_size=4, probes=4, new_tokens=2, seeds=(0, 1)),
+    mixing=dict(rows=4, epochs=2, times=(0, 1), batch_size=4, probes=4, new_tokens=2, seeds=(0, 1)),
 )
 
 SEEDS = (0, 1, 2)

@@ -63,6 +63,18 @@ class Arm:
         """Loss minus that before training: what an example is like goes out of it."""
         return self.losses_RT - self.base_RT
 
+    def effects(self) -> np.ndarray:
+        """How much further than others each example's loss fell at the same places, (R, N)."""
+        change_REN = self.change_RT.reshape(len(self.change_RT), self.epochs, -1)
+        basis_NK = np.linalg.qr(np.vander(np.linspace(-1, 1, self.examples), 3))[0]
+        residual_REN = change_REN - (change_REN @ basis_NK) @ basis_NK.T
+        return np.stack(
+            [
+                self._by_example(own.reshape(-1), example_T).mean(0)
+                for own, example_T in zip(residual_REN, self.example_RT, strict=True)
+            ]
+        )
+
     @property
     def rate_K(self) -> np.ndarray:
         """The learning rate of every update."""
@@ -202,17 +214,46 @@ def estimate(values_RN: np.ndarray) -> Estimate:
     return mean_and_error(values_RN.mean(1) if len(values_RN) > 1 else values_RN[0])
 
 
-def stairs(arm: Arm) -> list[Step]:
+def known(arm: Arm, arms: Sequence[Arm]) -> np.ndarray:
+    """What is known of an arm's sights from elsewhere, means over seeds, (T, C).
+
+    The loss before training; and what became of the example in another order, where that was
+    trained, which says how much there is to learn about it wherever it stands.
+    """
+    other = next((a for a in arms if a.order == "reshuffled" and a.order != arm.order), None)
+    covariates = [arm.base_RT.mean(0)]
+    if other is not None:
+        covariates.append(np.take_along_axis(other.effects(), arm.example_RT, axis=1).mean(0))
+    return np.stack(covariates, axis=1)
+
+
+def stairs(arm: Arm, arms: Sequence[Arm]) -> list[Step]:
     """The jump at every boundary, of the mean over seeds."""
-    change_T = arm.change_RT.mean(0)
-    return [memorization.step_test(change_T, place, arm.examples // 2) for place in arm.boundaries]
+    return [
+        memorization.step_test(arm.change_RT.mean(0), place, arm.examples // 2, known(arm, arms))
+        for place in arm.boundaries
+    ]
 
 
-def search(arm: Arm, seed: int) -> Search:
-    """Where the curve jumps most."""
-    change_EN = arm.change_RT.mean(0).reshape(arm.epochs, -1)
-    rng = np.random.default_rng(seed)
-    return memorization.step_search(change_EN, rng, stride=arm.training.batch_size)
+def searches(arm: Arm, arms: Sequence[Arm], seed: int) -> list[tuple[float, Search]]:
+    """Around every boundary, half an epoch each way, where the curve jumps most.
+
+    The place is in epochs from the boundary; no example is twice in such a window.
+    """
+    change_T, half = arm.change_RT.mean(0), arm.examples // 2
+    rng, size = np.random.default_rng(seed), arm.training.batch_size
+    found = []
+    for boundary in arm.boundaries:
+        window = slice(boundary - half, boundary + half)
+        place = memorization.step_search(
+            change_T[None, window],
+            rng,
+            stride=size,
+            offset=half % size,
+            covariates_TC=known(arm, arms)[window],
+        )
+        found.append(((place.place - half) / arm.examples, place))
+    return found
 
 
 def causes(arms: Sequence[Arm], seed: int) -> list[tuple[str, str, Association]]:

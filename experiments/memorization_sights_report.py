@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure as MatplotlibFigure
-from memorization_sights import METRICS, Arm, causes, estimate, search, stairs
+from memorization_sights import METRICS, Arm, causes, estimate, searches, stairs
 from ml_collections import ConfigDict
 from scipy.special import stdtrit
 
@@ -60,21 +60,21 @@ def blocks(
 def _stairs(arms: Sequence[Arm], draw: int) -> Table:
     rows = []
     for arm in arms:
-        found = search(arm, draw)
-        for epoch, step in enumerate(stairs(arm), 1):
-            place = f"{found.place / arm.examples:.2f} epochs (p = {found.p_value:.3f})"
+        found = zip(stairs(arm, arms), searches(arm, arms, draw), strict=True)
+        for epoch, (step, (away, place)) in enumerate(found, 1):
             rows.append(
                 (arm.name, f"{epoch} to {epoch + 1}", step.size, step.standard_error,
-                 step.p_value, place)
+                 step.p_value, away, place.p_value)
             )  # fmt: skip
     header = ("schedule and order", "boundary of epochs", "jump, nats", "standard error",
-              "p, no jump", "largest jump anywhere")  # fmt: skip
+              "p, no jump", "largest jump, epochs from it", "p, no jump anywhere")  # fmt: skip
     return Table(
         header,
         rows,
         "Jump of the loss at the boundary against a smooth curve through half an epoch on each "
-        "side (F test of a step beside a parabola, on means over seeds of single examples), and "
-        "the place where a jump fits best in the whole curve (permutation null).",
+        "side (F test of a step beside a parabola, on means over seeds of single examples, whose "
+        "loss before training and fall in another order are covariates), and where in that window "
+        "a jump fits best (permutation null of the largest F).",
     )
 
 

@@ -188,6 +188,7 @@ class Bench:
 
     def _program(self, training: Training, members: int) -> tuple[Population, Any]:
         """The population of a training, compiled once whatever the order and the examples."""
+        training = dataclasses.replace(training, evaluate_every=0, checkpoint_every=0)
         if (training, members) not in self._programs:
             subject = self.subject
             own = {"learning_rate": training.learning_rate, "weight_decay": 0.0}

@@ -8,7 +8,7 @@ from memorization_canaries import Found as Canaries
 from memorization_canaries import by_repeats
 from memorization_forgetting import Curve, changes
 from memorization_forgetting_report import between, forgotten
-from memorization_sights import Arm, causes, estimate, search, stairs
+from memorization_sights import Arm, causes, estimate, searches, stairs
 from ml_collections import ConfigDict
 
 from lmnoise.analyze.defaults import label
@@ -36,7 +36,12 @@ def blocks(found: Found, config: ConfigDict, titles: dict[str, str]) -> list[str
             f"{titles[name]}, {section.examples} windows of {config.data.length} tokens of "
             f"`{section.corpus}`, {section.epochs} epochs, {len(section.seeds)} seed(s):"
         )
-        sentences = [*map(_stairs, arms), *_learned(arms), *_rate(arms, section), _confident(arms)]
+        sentences = [
+            *(_stairs(arm, arms) for arm in arms),
+            *_learned(arms),
+            *_rate(arms, section),
+            _confident(arms),
+        ]
         lines.append("\n".join(f"- {sentence}" for sentence in sentences))
     lines.append(f"{titles['own']}, {len(config.own.seeds)} seeds, all that follows:")
     sentences = [
@@ -49,16 +54,16 @@ def blocks(found: Found, config: ConfigDict, titles: dict[str, str]) -> list[str
     return ["## What shows, and what does not", *lines]
 
 
-def _stairs(arm: Arm) -> str:
-    jumps = stairs(arm)
+def _stairs(arm: Arm, arms: Sequence[Arm]) -> str:
+    jumps = stairs(arm, arms)
     down = [j for j in jumps if j.size < 0 and j.p_value < LEVEL / len(jumps)]
     said = "; ".join(f"{j.size:+.3f} ± {j.standard_error:.3f}, p = {j.p_value:.2g}" for j in jumps)
     shown = "shown" if len(down) == len(jumps) else "shown at some" if down else "not shown"
-    where = search(arm, 0)
+    where = ", ".join(f"{away:+.2f} (p = {p.p_value:.3f})" for away, p in searches(arm, arms, 0))
     return (
         f"{arm.name}: steps down at the boundaries of epochs are {shown} (jump and standard error "
-        f"in nats: {said}). The largest jump anywhere is {where.place / arm.examples:.2f} epochs "
-        f"in (p = {where.p_value:.3f})."
+        f"in nats: {said}). Not told where the boundary is, the largest jump within half an epoch "
+        f"is found so many epochs from it: {where}."
     )
 
 
@@ -90,18 +95,23 @@ def _rate(arms: Sequence[Arm], section: ConfigDict) -> list[str]:
 
 
 def _confident(arms: Sequence[Arm]) -> str:
-    said = []
+    said, shown = [], []
     for arm in arms:
         after = int(np.abs(arm.heldout_steps_H - arm.training.steps / arm.epochs).argmin())
-        parts = []
-        for metric in ("loss", "accuracy", "calibration_error"):
-            curve = arm.heldout[metric]
-            change = paired_difference(curve[:, -1], curve[:, after])
-            parts.append(f"{metric.replace('_', ' ')} {change.text(4)}")
+        changes_of = {
+            metric: paired_difference(curve[:, -1], curve[:, after])
+            for metric, curve in arm.heldout.items()
+        }
+        parts = [f"{metric.replace('_', ' ')} {e.text(4)}" for metric, e in changes_of.items()]
         said.append(f"{arm.name}: {', '.join(parts)}")
+        worse = _above(changes_of["loss"]) and _above(changes_of["calibration_error"])
+        if worse and not changes_of["accuracy"].interval[1] < 0:
+            shown.append(arm.name)
+    single = " (one seed has no interval, so nothing can)" if len(arms[0].losses_RT) == 1 else ""
     return (
-        "Over-confidence: from the end of the first epoch to the end of the last, held-out text "
-        f"changes by: {'; '.join(said)}."
+        "Over-confidence, a held-out loss and calibration error that rise while the accuracy does "
+        f"not fall, from the end of the first epoch to the end of the last, shows under "
+        f"{len(shown)} of {len(arms)} plans{single}. The changes: {'; '.join(said)}."
     )
 
 

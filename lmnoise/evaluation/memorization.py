@@ -40,7 +40,9 @@ class Association(NamedTuple):
     slope: float
 
 
-def step_test(values_T: ArrayLike, place: int, window: int) -> Step:
+def step_test(
+    values_T: ArrayLike, place: int, window: int, covariates_TC: ArrayLike | None = None
+) -> Step:
     """Whether a curve jumps at a known place, against the curve going on smoothly.
 
     Least squares of a parabola plus a jump on the `window` values on each side of the place, and
@@ -52,6 +54,8 @@ def step_test(values_T: ArrayLike, place: int, window: int) -> Step:
       values_T: the curve; means over seeds, if there are several.
       place: index of the first value after the jump.
       window: values on each side, at least 3.
+      covariates_TC: what is known of each value from elsewhere than its place, such as the loss
+        of the example before training; part of the least squares.
 
     Raises:
       ValueError: the window is too small or reaches beyond the curve.
@@ -62,7 +66,10 @@ def step_test(values_T: ArrayLike, place: int, window: int) -> Step:
     y_W = values_T[place - window : place + window]
     at_W = (np.arange(2 * window) - window + 0.5) / window
     x_WK = np.stack([np.ones_like(at_W), at_W, at_W**2, at_W > 0], axis=1)
-    inverse_KK = np.linalg.inv(x_WK.T @ x_WK)
+    if covariates_TC is not None:
+        own_WC = np.asarray(covariates_TC, np.float64)[place - window : place + window]
+        x_WK = np.concatenate([own_WC - own_WC.mean(0), x_WK], axis=1)
+    inverse_KK = np.linalg.pinv(x_WK.T @ x_WK)
     fit_K = inverse_KK @ x_WK.T @ y_W
     freedom = 2 * window - x_WK.shape[1]
     variance = np.square(y_W - x_WK @ fit_K).sum() / freedom
@@ -77,6 +84,8 @@ def step_search(
     rng: np.random.Generator,
     *,
     stride: int = 1,
+    offset: int = 0,
+    covariates_TC: ArrayLike | None = None,
     degree: int = 2,
     draws: int = 999,
 ) -> Search:
@@ -90,16 +99,21 @@ def step_search(
     Args:
       values_EN: in the order of training, one row an epoch; E may be 1.
       rng: of the permutations.
-      stride: a jump lies between two batches of so many values.
+      stride, offset: places that count: `offset`, `offset + stride` and so on, where batches
+        begin.
+      covariates_TC: as of `step_test`, beside the trend.
       degree: of the trend.
       draws: number of permutations.
     """
     values_EN = np.asarray(values_EN, np.float64)
     count = values_EN.size
     at_T = np.linspace(-1, 1, count)
-    trend_TK = np.linalg.qr(np.vander(at_T, degree + 1))[0]
+    trend_TK = np.vander(at_T, degree + 1)
+    if covariates_TC is not None:
+        trend_TK = np.concatenate([trend_TK, np.asarray(covariates_TC, np.float64)], axis=1)
+    trend_TK = np.linalg.qr(trend_TK)[0]
     margin = max(2, degree + 1)  # beyond which a jump is no more than a few odd values
-    places_P = np.arange(0, count, stride)
+    places_P = np.arange(offset, count, stride)
     places_P = places_P[(places_P >= margin) & (places_P <= count - margin)]
     jumps_TP = (np.arange(count)[:, None] >= places_P[None]).astype(np.float64)
     jumps_TP -= trend_TK @ (trend_TK.T @ jumps_TP)
@@ -109,7 +123,7 @@ def step_search(
         residual_DT = values_DT - (values_DT @ trend_TK) @ trend_TK.T
         explained_DP = np.square(residual_DT @ jumps_TP)
         rest_DP = np.square(residual_DT).sum(1, keepdims=True) - explained_DP
-        return explained_DP * (count - degree - 2) / np.maximum(rest_DP, 1e-300)
+        return explained_DP * (count - trend_TK.shape[1] - 1) / np.maximum(rest_DP, 1e-300)
 
     values_T = values_EN.reshape(-1)
     found_P = statistics(values_T[None])[0]

@@ -37,6 +37,24 @@ def test_without_stairs_the_false_positives_are_at_the_nominal_level(shape):
     assert abs(found - level) < 3 * np.sqrt(level * (1 - level) / trials)
 
 
+def test_covariates_keep_the_level_and_sharpen_the_test():
+    rng = np.random.default_rng(6)
+    trials, level = 400, 0.1
+    p_values, errors = [], []
+    for _ in range(trials):
+        own = rng.normal(0, 0.5, EXAMPLES)
+        values = (curve(rng, shape="decay") + own).reshape(-1)
+        known = np.tile(own + rng.normal(0, 0.1, EXAMPLES), EPOCHS)[:, None]
+        tests = [step_test(values, EXAMPLES, EXAMPLES // 2, c) for c in (None, known)]
+        errors.append([test.standard_error for test in tests])
+        p_values.append(tests[1].p_value)
+    found = np.mean(np.array(p_values) < level)
+    assert abs(found - level) < 3 * np.sqrt(level * (1 - level) / trials)
+    plain, sharper = np.mean(errors, axis=0)
+    # Of variances 0.25 + 0.09 + 0.01 about 0.01 / (0.25 + 0.01) of the first are left.
+    assert sharper / plain == pytest.approx(np.sqrt(0.11 / 0.35), rel=0.05)
+
+
 @pytest.mark.parametrize("shape", ["flat", "line", "decay"])
 def test_searching_has_the_nominal_level_too(shape):
     rng = np.random.default_rng(1)

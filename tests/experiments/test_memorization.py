@@ -92,6 +92,8 @@ def test_the_study_reports_and_goes_on(preset, corpora, tmp_path):
     assert ("stairs-imported.png" in drawn) == (preset == "laptop")
     with (report.parent / "canaries.csv").open(newline="") as file:
         assert [row["repetitions"] for row in csv.DictReader(file)] == ["0", "2"]
+    if preset != "laptop":
+        return
     # What was trained is not trained again.
     stored = (work / "points.jsonl").read_bytes()
     study.run(config, work, tmp_path / "report", "the command")
