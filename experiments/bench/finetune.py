@@ -44,8 +44,10 @@ class Work:
 
 WORK = {
     # So little to compute that calling the device dominates.
-    "dispatch": Work(Shape(layers=2, width=32, heads=2, length=32, batch=8, dispatch=1), 200),
+    "dispatch": Work(Shape(layers=2, width=32, heads=2, length=32, batch=8, dispatch=1), 50),
     **{name: Work(shape, 20) for name, shape in SHAPES.items()},
+    # Few rows, so that all rates of PyTorch's loop take seconds on two cores.
+    "small": Work(dataclasses.replace(SHAPES["small"], batch=4), 10),
 }
 
 type Measured = Mapping[str, tuple[Work, Sequence[Result]]]
@@ -235,7 +237,7 @@ def define_flags() -> None:
     flags.DEFINE_list("operands", ["f32"], f"some of {', '.join(OPERANDS)}")
     flags.DEFINE_integer("rates", 8, "learning rates", lower_bound=2)
     flags.DEFINE_integer("steps", 0, "of a rate; 0 for those of the shape", lower_bound=0)
-    flags.DEFINE_integer("heldout_batches", 4, "of each text that is scored", lower_bound=1)
+    flags.DEFINE_integer("heldout_batches", 2, "of each text that is scored", lower_bound=1)
     flags.DEFINE_integer("rounds", 5, "turns of each contender", lower_bound=1)
     flags.DEFINE_bool("alone", False, "one process at a time, started anew for each of its turns")
     flags.DEFINE_string("peer_python", None, "a Python interpreter that has PyTorch")

@@ -41,19 +41,17 @@ class FineTuning(NanoGPT):
                 group["lr"] = rate * _cosine(number, count)
             self._step()
 
-    @torch.no_grad()
     def _scores(self):
         """Nats per token of each held-out text."""
         scores, self.step = {}, self.counts["train"]
-        for name in ("validation", "test", "pretraining"):
-            total = 0.0
-            for _ in range(self.counts[name]):
-                x_BS, y_BS = self._batch()
-                with self._precision():
-                    _, loss = self.model(x_BS, y_BS)
-                total += loss.item()
-                self.step += 1
-            scores[name] = total / self.counts[name]
+        with torch.no_grad(), self._precision():
+            for name in ("validation", "test", "pretraining"):
+                total = 0.0
+                for _ in range(self.counts[name]):
+                    _, loss = self.model(*self._batch())
+                    total += loss.item()
+                    self.step += 1
+                scores[name] = total / self.counts[name]
         return scores
 
 
