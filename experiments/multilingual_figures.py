@@ -7,6 +7,7 @@ from typing import Any
 import multilingual_result as result_of
 import numpy as np
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 from multilingual_probes import ARCS, MEASURES, array, curve
 from multilingual_runs import DIRECT, EXTENDED
@@ -14,7 +15,7 @@ from multilingual_runs import DIRECT, EXTENDED
 from lmnoise.report import COLOURS, mean_and_error, savefig, style
 
 _COLOUR = {DIRECT: COLOURS[0], EXTENDED: COLOURS[1]}
-_MEASURE = {"cka": "CKA", "rsa": "RSA", "retrieval": "retrieval of the paragraph"}
+_MEASURE = {"cka": "CKA", "rsa": "RSA", "retrieval": "retrieval"}
 
 
 def _line(ax: Any, x: np.ndarray, curves: Sequence[np.ndarray], **options: Any) -> None:
@@ -63,6 +64,7 @@ def similarity(result: Any, path: Path) -> None:
                     _similar(ax, result.before, kinds[DIRECT], other, measure, colour)
                 ax.set_title(f"{_MEASURE[measure]}, trained on {language}")
                 ax.set_xlabel("layer (0: embedding)")
+                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             row[0].set_ylabel("similarity to English")
             row[0].legend(fontsize=8)
         savefig(fig, path)
@@ -91,9 +93,9 @@ def heads(result: Any, path: Path) -> None:
         fig = MatplotlibFigure(figsize=(2.1 * len(names) + 0.6, height * (len(languages) + 1)))
         axes = fig.subplots(1 + len(languages), len(names), squeeze=False)
         for column, name in enumerate(names):
-            before = array(result.before, name)
+            before = 100 * array(result.before, name)
             changes = [
-                np.mean([array(r["probes"], name) - before for r in kinds[DIRECT]], 0)
+                np.mean([100 * array(r["probes"], name) - before for r in kinds[DIRECT]], 0)
                 for kinds in result.runs.values()
             ]
             limit = max(float(np.abs(change).max()) for change in changes) or 1e-9
@@ -112,6 +114,8 @@ def heads(result: Any, path: Path) -> None:
                 )
                 fig.colorbar(image, ax=ax, shrink=0.8)
                 ax.grid(visible=False)
+                for axis in (ax.xaxis, ax.yaxis):
+                    axis.set_major_locator(MaxNLocator(integer=True))
                 excess = ", excess" if name in ARCS else ""
                 ax.set_title(f"{name}{excess}" if not row else "", fontsize=9)
         axes[0, 0].set_ylabel("before: layer")

@@ -12,6 +12,7 @@ from multilingual_probes import ARCS, MEASURES, array, curve
 from multilingual_result import Result, bits, share, steps, switched
 from multilingual_runs import DIRECT, EXTENDED
 
+from lmnoise.analyze.defaults import label
 from lmnoise.evaluation.vocabulary import reached
 from lmnoise.report import Estimate, Figure, Table, mean_and_error, paired_difference, write_csv
 
@@ -57,8 +58,8 @@ def blocks(result: Result, config: ConfigDict, folder: Path) -> list[str | Table
         _how_heads(result, config),
         Figure(
             folder / "heads.png",
-            "Share of attention by layer (down) and head (across), before and its change (the "
-            "mean over seeds); of head and dependent the excess over pairs that no arc links.",
+            "Per cent of a head's attention, before and its change (the mean over seeds), by layer "
+            "(up) and head; of head and dependent the excess over pairs that no arc links.",
         ),
         heads,
         "## Code-switched output",
@@ -80,8 +81,10 @@ def _scale(result: Result, config: ConfigDict) -> str:
     training = config.multilingual.training
     tokens = training.steps * training.batch_size * config.data.length
     return (
-        f"Seen at this scale: {config.checkpoint}, fine-tuned on {tokens:,} tokens of "
-        f"{' or '.join(result.runs)} a run, {len(config.multilingual.seeds)} orders of the data."
+        f"Seen at this scale: {label(config.checkpoint)}, fine-tuned on {tokens:,} tokens of "
+        f"{' or '.join(result.runs)} a run, {len(config.multilingual.seeds)} orders of the data. "
+        "Intervals without another word are over those orders, at 95 %; the held-out text is the "
+        "same in all."
     )
 
 
@@ -154,6 +157,8 @@ def _verdict_vocabulary(result: Result, language: str, config: ConfigDict) -> st
             f"What direct fine-tuning ends with is reached in {got} of {len(needed)} seeds: the "
             "tokens needed are not reached."
         )
+    if not needed.any():
+        return text + "It is at what direct fine-tuning ends with before any training."
     return text + f"It takes {mean_and_error(needed).text(2)} times the tokens to end as well."
 
 
@@ -260,8 +265,8 @@ def _heads(result: Result) -> Table:
     rows = []
     for name in result.before["heads"]:
         of_head, error = (array(result.before, name, what) for what in ("share", "error"))
-        for at in np.argsort(-of_head, axis=None)[:3]:
-            layer, head = np.unravel_index(at, of_head.shape)
+        for number in np.argsort(-of_head, axis=None)[:3]:
+            layer, head = np.unravel_index(number, of_head.shape)
             changes = [
                 mean_and_error(
                     [
@@ -316,7 +321,8 @@ def _how_heads(result: Result, config: ConfigDict) -> str:
         f"queries: {counts}. Heads are causal, so a word's syntactic head is seen only where it "
         "comes before; where it comes after, the head sees its dependent"
         f"{'' if arcs else ' (no arc had a control of its distance here)'}. Each arc is held "
-        "against pairs of words at the same distance that no arc links."
+        "against pairs of words that no arc links, at the same distance in tokens and to words as "
+        "long."
     )
 
 

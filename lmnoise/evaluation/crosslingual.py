@@ -95,45 +95,44 @@ def arc_patterns(parses: Sequence[Parse], length: int) -> dict[str, Pattern]:
     """The patterns that a dependency treebank defines.
 
     From the last position of the later word of an arc to all positions of the earlier one:
-    "head" where the earlier word is the head, "dependent" where it depends. Nearby words are
-    attended to anyway, so each comes with a control, "head, control": pairs of words that no arc
-    links, weighted such that their distances in words are those of the arcs; an arc of a distance
-    at which all pairs are linked has none and is left out of both.
+    "head" where the earlier word is the head, "dependent" where it depends. Near positions are
+    attended to anyway, so each comes with a control, "head, control": pairs of words in
+    one row that no arc links, weighted such that their distances in positions and the lengths of
+    their earlier words are those of the arcs. So a head that only counts positions scores the
+    same on both. An arc without such a pair in any row is left out.
     """
     arcs, free = _pairs(parses)
     patterns = {}
     for kind, found in arcs.items():
-        distances = {d: pairs for d, pairs in found.items() if free[d]}
-        arc, control = (np.zeros((len(parses), length, length), np.float32) for _ in range(2))
-        count_N, control_N = np.zeros(len(parses)), np.zeros(len(parses))
-        for distance, pairs in distances.items():
-            share = len(pairs) / len(free[distance])
-            for weights, count, several, weight in (
-                (arc, count_N, pairs, 1.0),
-                (control, control_N, free[distance], share),
-            ):
-                for n, later, earlier in several:
-                    words = parses[n].words
-                    weights[n, words[later][-1], list(words[earlier])] += weight
-                    count[n] += weight
-        patterns |= {kind: Pattern(arc, count_N), f"{kind}, control": Pattern(control, control_N)}
+        weights = np.zeros((2, len(parses), length, length), np.float32)
+        count = np.zeros((2, len(parses)))
+        for place, pairs in found.items():
+            share = len(pairs) / max(len(free[place]), 1)
+            several = (pairs, 1.0), (free[place], share)
+            for at, (of_kind, weight) in enumerate(several if free[place] else ()):
+                for n, query, keys in of_kind:
+                    weights[at, n, query, keys] += weight
+                    count[at, n] += weight
+        patterns[kind] = Pattern(weights[0], count[0])
+        patterns[f"{kind}, control"] = Pattern(weights[1], count[1])
     return patterns
 
 
 def _pairs(parses: Sequence[Parse]) -> tuple[dict[str, Any], Any]:
-    """Pairs (row, later word, earlier word) by distance: of arcs by their kind, and of none."""
+    """Pairs (row, query, keys) by their place: those of arcs by their kind, and those of none."""
     arcs = {kind: collections.defaultdict(list) for kind in ("head", "dependent")}
     free = collections.defaultdict(list)
     for n, parse in enumerate(parses):
-        for later in range(len(parse.words)):
+        for later, query in enumerate(word[-1] for word in parse.words):
             for earlier in range(later):
+                keys = list(parse.words[earlier])
                 if parse.heads[later] == earlier:
                     kind = arcs["head"]
                 elif parse.heads[earlier] == later:
                     kind = arcs["dependent"]
                 else:
                     kind = free
-                kind[later - earlier].append((n, later, earlier))
+                kind[query - keys[-1], len(keys)].append((n, query, keys))
     return arcs, free
 
 

@@ -76,46 +76,50 @@ def test_patterns_of_tokens_by_loops(texts):
         assert found["same"].count_N[n] == len({q for q, _ in same})
 
 
-# Words of one and two positions; the head of word 0 is word 2, that of 1 is 2, that of 3 is 2.
-PARSES = [Parse([[1], [2, 3], [4], [5, 6]], [2, 2, -1, 2]), Parse([[1], [2], [3]], [-1, 0, 1])]
+# Words of one and two positions. In the first row the head of words 0, 1 and 3 is word 2.
+PARSES = [
+    Parse([[1], [2, 3], [4], [5, 6]], [2, 2, -1, 2]),
+    Parse([[1], [2], [3]], [-1, 0, 1]),
+    Parse([[1], [2], [3], [4]], [2, -1, -1, -1]),
+]
 
 
 def test_patterns_of_arcs_by_hand():
     found = crosslingual.arc_patterns(PARSES, 8)
-    # Distance 1 has arcs in both rows and one free pair, (1, 0) in row 0.
-    assert keys_of(found["dependent"], 0) == {4: [1, 2, 3]}
-    assert keys_of(found["head"], 0) == {6: [4]}
-    assert keys_of(found["head"], 1) == {2: [1], 3: [2]}
-    assert found["dependent"].count_N.tolist() == [2, 0]
-    # "head" has three arcs of distance 1, and one pair stands for them all.
+    # 6 -> 4 and, in the last row, 3 -> 1 go two positions back to a word of one; so does one free
+    # pair in each row. Of one position there are two arcs in the second row, three free pairs in
+    # the last. The other arcs have no free pair.
+    assert [keys_of(found["head"], n) for n in range(3)] == [{6: [4]}, {2: [1], 3: [2]}, {}]
+    assert [keys_of(found["dependent"], n) for n in range(3)] == [{}, {}, {3: [1]}]
+    assert found["head"].count_N.tolist() == [1, 2, 0]
+    control = found["dependent, control"]
+    assert [keys_of(control, n) for n in range(3)] == [{3: [1]}, {3: [1]}, {4: [2]}]
+    np.testing.assert_allclose(control.count_N, 1 / 3)
     control = found["head, control"]
-    assert keys_of(control, 0) == {3: [1]}
-    assert control.weights_NQS[0, 3, 1] == 3
-    assert control.count_N.tolist() == [3, 0]
-    for name in ("head", "dependent"):
-        counts = [found[key].count_N.sum() for key in (name, f"{name}, control")]
-        assert counts[0] == pytest.approx(counts[1])
+    assert keys_of(control, 2) == {2: [1], 3: [2], 4: [2, 3]}
+    np.testing.assert_allclose(control.weights_NQS[2, 4, [2, 3]], [1 / 3, 2 / 3])
+    np.testing.assert_allclose(control.count_N, [1 / 3, 1 / 3, 1 / 3 + 2])
 
 
-def test_a_head_that_attends_by_distance_alone_has_no_excess():
-    """Weights that depend on the distance of words only: arcs and their control agree."""
+def test_a_head_that_only_counts_positions_has_no_excess():
     generator = np.random.default_rng(0)
     parses = []
-    for _ in range(6):
-        words = int(generator.integers(4, 8))
-        heads = generator.integers(0, words, words)
-        parses.append(Parse([[i + 1] for i in range(words)], np.where(heads == range(words), -1,
-                                                                      heads).tolist()))  # fmt: skip
-    by_distance = generator.random(9)
-    back_QS = np.arange(9)[:, None] - np.arange(9)[None]
-    weights_QS = np.where(back_QS > 0, by_distance[back_QS], 0.0)
-    found = crosslingual.arc_patterns(parses, 9)
+    for _ in range(8):
+        ends = np.cumsum(generator.integers(1, 3, generator.integers(4, 8)))
+        words = [list(range(a + 1, b + 1)) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        heads = generator.integers(0, len(words), len(words))
+        parses.append(Parse(words, [-1 if h == n else int(h) for n, h in enumerate(heads)]))
+    back_QS = np.arange(16)[:, None] - np.arange(16)[None]
+    weights_QS = np.where(back_QS > 0, generator.random(16)[back_QS], 0.0)
+    found = crosslingual.arc_patterns(parses, 16)
     for name in ("head", "dependent"):
+        arc, control = found[name], found[f"{name}, control"]
+        assert arc.count_N.sum() == pytest.approx(control.count_N.sum())
+        assert arc.count_N.sum() > 5
         scores = [
-            (found[key].weights_NQS * weights_QS[None]).sum() / found[key].count_N.sum()
-            for key in (name, f"{name}, control")
+            (p.weights_NQS * weights_QS[None]).sum() / p.count_N.sum() for p in (arc, control)
         ]
-        assert scores[0] == pytest.approx(scores[1], rel=1e-6)
+        assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
 def test_attended_sums_the_weights_of_the_model(params):
