@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -215,22 +215,36 @@ def estimate(values_RN: np.ndarray) -> Estimate:
 
 
 def known(arm: Arm, arms: Sequence[Arm]) -> np.ndarray:
-    """What is known of an arm's sights from elsewhere, means over seeds, (T, C).
+    """What is known of an arm's sights from elsewhere, (R, T, C).
 
     The loss before training; and what became of the example in another order, where that was
     trained, which says how much there is to learn about it wherever it stands.
     """
     other = next((a for a in arms if a.order == "reshuffled" and a.order != arm.order), None)
-    covariates = [arm.base_RT.mean(0)]
+    covariates = [arm.base_RT]
     if other is not None:
-        covariates.append(np.take_along_axis(other.effects(), arm.example_RT, axis=1).mean(0))
-    return np.stack(covariates, axis=1)
+        covariates.append(np.take_along_axis(other.effects(), arm.example_RT, axis=1))
+    return np.stack(covariates, axis=2)
+
+
+def adjusted(arm: Arm, arms: Sequence[Arm]) -> np.ndarray:
+    """The change of the loss without what goes with `known`, (R, T): for figures."""
+    epochs = np.eye(arm.epochs).repeat(arm.examples, axis=0)
+    place = np.tile(np.linspace(-1, 1, arm.examples), arm.epochs)[:, None]
+    trend_TK = np.concatenate([epochs, epochs * place, epochs * place**2], axis=1)
+    left = []
+    for change_T, known_TC in zip(arm.change_RT, known(arm, arms), strict=True):
+        own_TC = known_TC - known_TC.mean(0)
+        fit = np.linalg.lstsq(np.concatenate([own_TC, trend_TK], axis=1), change_T)[0]
+        left.append(change_T - own_TC @ fit[: own_TC.shape[1]])
+    return np.stack(left)
 
 
 def stairs(arm: Arm, arms: Sequence[Arm]) -> list[Step]:
     """The jump at every boundary, of the mean over seeds."""
+    known_TC = known(arm, arms).mean(0)
     return [
-        memorization.step_test(arm.change_RT.mean(0), place, arm.examples // 2, known(arm, arms))
+        memorization.step_test(arm.change_RT.mean(0), place, arm.examples // 2, known_TC)
         for place in arm.boundaries
     ]
 
@@ -242,6 +256,7 @@ def searches(arm: Arm, arms: Sequence[Arm], seed: int) -> list[tuple[float, Sear
     """
     change_T, half = arm.change_RT.mean(0), arm.examples // 2
     rng, size = np.random.default_rng(seed), arm.training.batch_size
+    known_TC = known(arm, arms).mean(0)
     found = []
     for boundary in arm.boundaries:
         window = slice(boundary - half, boundary + half)
@@ -250,37 +265,50 @@ def searches(arm: Arm, arms: Sequence[Arm], seed: int) -> list[tuple[float, Sear
             rng,
             stride=size,
             offset=half % size,
-            covariates_TC=known(arm, arms)[window],
+            covariates_TC=known_TC[window],
         )
         found.append(((place.place - half) / arm.examples, place))
     return found
 
 
-def causes(arms: Sequence[Arm], seed: int) -> list[tuple[str, str, Association]]:
-    """What the gain of the first sight goes with: (values, cause, association).
+class Pairs(NamedTuple):
+    """Gains of the first sight (R, n) and what they may come from (R, n)."""
+
+    name: str
+    cause: str
+    gains: np.ndarray
+    causes: np.ndarray
+
+
+RATE, WAIT = "rate at first sight", "updates since"
+
+
+def pairs(arms: Sequence[Arm]) -> list[Pairs]:
+    """What the gain of the first sight is held against, by batch; by example for the wait.
 
     The constant rate is held against the rates that schedule A had at the same places: what it
     shows there cannot come from the rate. Between arms of one order the gains are paired.
     """
-    rng = np.random.default_rng(seed)
     of = {(arm.schedule, arm.order): arm for arm in arms}
-    constant = of.get(("constant", "fixed"))
+    constant, cyclical = of.get(("constant", "fixed")), of.get(("cyclical", "fixed"))
     found = []
     for arm in arms:
         first_RK = arm.batch_gains()
         rate_RK = np.broadcast_to(arm.rate_K[: first_RK.shape[1]], first_RK.shape)
         if arm.schedule != "constant":
-            found.append((arm.name, "rate at first sight", first_RK, rate_RK))
-            if constant is not None and arm.order == "fixed":
-                name = f"{arm.name}, minus constant rate"
-                paired_RK = first_RK - constant.batch_gains()
-                found.append((name, "rate at first sight", paired_RK, rate_RK))
-            if arm is of.get(("cyclical", "fixed")) and constant is not None:
-                placebo_RK = constant.batch_gains()
-                found.append((constant.name, "rate of A at that place", placebo_RK, rate_RK))
+            found.append(Pairs(arm.name, RATE, first_RK, rate_RK))
+        if arm.schedule != "constant" and arm.order == "fixed" and constant is not None:
+            paired_RK = first_RK - constant.batch_gains()
+            found.append(Pairs(f"{arm.name}, minus constant rate", RATE, paired_RK, rate_RK))
+        if arm is constant and cyclical is not None:
+            rate_RK = np.broadcast_to(cyclical.rate_K[: first_RK.shape[1]], first_RK.shape)
+            found.append(Pairs(arm.name, "rate of A at that place", first_RK, rate_RK))
         if arm.order == "reshuffled":
-            found.append((arm.name, "updates since", arm.gains()[:, 0], arm.waits()))
-    return [
-        (name, cause, memorization.association(values, by, rng))
-        for name, cause, values, by in found
-    ]
+            found.append(Pairs(arm.name, WAIT, arm.gains()[:, 0], arm.waits()))
+    return found
+
+
+def causes(arms: Sequence[Arm], seed: int) -> list[tuple[Pairs, Association]]:
+    """All `pairs` with their associations."""
+    rng = np.random.default_rng(seed)
+    return [(p, memorization.association(p.gains, p.causes, rng)) for p in pairs(arms)]

@@ -1,11 +1,22 @@
 """Tables and figures of the loss at every sight."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure as MatplotlibFigure
-from memorization_sights import METRICS, Arm, causes, estimate, searches, stairs
+from memorization_sights import (
+    METRICS,
+    WAIT,
+    Arm,
+    adjusted,
+    causes,
+    estimate,
+    pairs,
+    searches,
+    stairs,
+)
 from ml_collections import ConfigDict
 from scipy.special import stdtrit
 
@@ -36,8 +47,9 @@ def blocks(
         "example at a sight is the one before the update that it takes part in.",
         Figure(
             folder / f"stairs-{label}.png",
-            "Above: loss minus the loss of the same example before training, means of batches, "
-            "and that of held-out text; bands: 95 % intervals over seeds; dotted: epochs. "
+            "Above: loss minus the loss of the same example before training, means of batches "
+            "without what goes with the covariates of the test below, and the same of held-out "
+            "text; bands: 95 % intervals over seeds; dotted: epochs. "
             "Below: the learning rate.",
         ),
         tables["stairs"],
@@ -79,24 +91,12 @@ def _stairs(arms: Sequence[Arm], draw: int) -> Table:
 
 
 def _gain(arms: Sequence[Arm], draw: int) -> Table:
-    rows = []
-    for arm in arms:
-        gains_REN = arm.gains()
-        own = [(name, cause, a) for name, cause, a in causes(arms, draw) if name == arm.name]
-        own += [
-            (name, cause, a)
-            for name, cause, a in causes(arms, draw)
-            if name == f"{arm.name}, minus constant rate"
-        ]
-        mean = estimate(gains_REN[:, 0])
-        for name, cause, a in own or [(arm.name, "none", None)]:
-            minus = "less that at the constant rate" if name != arm.name else "gain"
-            null = f"{a.null[0]:+.2f} to {a.null[1]:+.2f}" if a else "none"
-            rows.append(
-                (arm.name, mean, minus, cause, f"{a.correlation:+.3f}" if a else "none", null,
-                 f"{a.p_value:.3f}" if a else "none")
-            )  # fmt: skip
-    header = ("schedule and order", "mean gain of the first sight, nats", "value", "against",
+    rows = [
+        (p.name, p.cause, estimate(p.gains), f"{found.correlation:+.3f}",
+         f"{found.null[0]:+.2f} to {found.null[1]:+.2f}", found.p_value)
+        for p, found in causes(arms, draw)
+    ]  # fmt: skip
+    header = ("schedule and order", "against", "mean gain of the first sight, nats",
               "correlation", "shuffled null, 95 %", "p")  # fmt: skip
     return Table(
         header,
@@ -146,8 +146,9 @@ def _epochs(ax, arm: Arm) -> None:
         ax.axvline(place / arm.training.batch_size, color="k", linestyle=":", lw=0.8)
 
 
-def _short(arm: Arm) -> str:
-    return f"{arm.name.split(':')[0].split(',')[0]}, {arm.order}"
+def _short(name: str) -> str:
+    """The name of an arm without the description of its schedule."""
+    return re.sub(r": [^,]*", "", name).removesuffix(" order")
 
 
 def _draw_stairs(arms: Sequence[Arm], path: Path) -> None:
@@ -157,13 +158,14 @@ def _draw_stairs(arms: Sequence[Arm], path: Path) -> None:
             2, len(arms), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
         )
         for (ax, below), arm in zip(axes.T, arms, strict=True):
-            batches_RK = arm.change_RT.reshape(len(arm.change_RT), arm.training.steps, -1).mean(2)
+            left_RT = adjusted(arm, arms)
+            batches_RK = left_RT.reshape(len(left_RT), arm.training.steps, -1).mean(2)
             at_K = np.arange(arm.training.steps)
             _line(ax, at_K, batches_RK, color=COLOURS[0], lw=1.2, label="examples")
             heldout_RH = arm.heldout["loss"] - arm.heldout["loss"][:, :1]
             _line(ax, arm.heldout_steps_H, heldout_RH, color=COLOURS[1], label="held out")
             _epochs(ax, arm)
-            ax.set_title(_short(arm), fontsize=10)
+            ax.set_title(_short(arm.name), fontsize=10)
             below.plot(at_K, arm.rate_K, color="k", lw=1.2)
             _epochs(below, arm)
             below.set_xlabel("updates")
@@ -175,30 +177,30 @@ def _draw_stairs(arms: Sequence[Arm], path: Path) -> None:
 
 
 def _draw_gain(arms: Sequence[Arm], path: Path) -> None:
-    shown = [arm for arm in arms if arm.order == "fixed" or arm.schedule != "constant"]
-    cyclical = next((arm for arm in arms if arm.schedule == "cyclical"), None)
+    shown = [p for p in pairs(arms) if p.cause != WAIT]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
     with style():
-        fig = MatplotlibFigure(figsize=(3.1 * len(shown), 3.2))
-        axes = fig.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-        for ax, arm in zip(axes, shown, strict=True):
-            gain_RK = arm.batch_gains()
-            placebo = arm.schedule == "constant" and cyclical is not None
-            rate_K = (cyclical if placebo else arm).rate_K[: gain_RK.shape[1]]
-            ax.plot(rate_K, gain_RK.mean(0), "o", markersize=3, alpha=0.7)
-            if np.ptp(rate_K) > 0:
-                _null_band(ax, rate_K, gain_RK)
+        fig = MatplotlibFigure(figsize=(3.4 * columns, 2.8 * rows))
+        axes = fig.subplots(rows, columns, sharex=True, squeeze=False).reshape(-1)
+        for ax, p in zip(axes, shown, strict=False):
+            rate_K, gain_K = p.causes[0], p.gains.mean(0)
+            ax.plot(rate_K, gain_K, "o", markersize=3, alpha=0.7)
+            _null_band(ax, rate_K, gain_K)
             ax.axhline(0, color="k", lw=0.8)
-            ax.set_title(_short(arm), fontsize=10)
-            ax.set_xlabel("rate of A at that place" if placebo else "rate at first sight")
+            ax.set_title(_short(p.name), fontsize=9)
+            ax.set_xlabel(p.cause)
+            ax.set_ylabel("gain, nats per token")
             ax.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-        axes[0].set_ylabel("gain, nats per token")
+        for ax in axes[len(shown) :]:
+            ax.set_visible(False)
         savefig(fig, path)
 
 
-def _null_band(ax, rate_K: np.ndarray, gain_RK: np.ndarray) -> None:
+def _null_band(ax, rate_K: np.ndarray, gain_K: np.ndarray) -> None:
     """The fitted line, and the lines of shuffled rates through the same mean."""
     rng = np.random.default_rng(0)
-    gain_K, centred_K = gain_RK.mean(0), rate_K - rate_K.mean()
+    centred_K = rate_K - rate_K.mean()
     slope = centred_K @ gain_K / np.square(centred_K).sum()
     null_D = np.array([rng.permutation(centred_K) @ gain_K for _ in range(999)])
     low, high = np.quantile(null_D / np.square(centred_K).sum(), [0.025, 0.975])
@@ -219,7 +221,7 @@ def _draw_confidence(arms: Sequence[Arm], path: Path) -> None:
         for ax, (metric, label) in zip(axes, names.items(), strict=True):
             for colour, arm in zip(COLOURS, arms, strict=False):
                 _line(ax, arm.heldout_steps_H, arm.heldout[metric], color=colour, marker="o",
-                      markersize=3, lw=1.2, label=_short(arm))  # fmt: skip
+                      markersize=3, lw=1.2, label=_short(arm.name))  # fmt: skip
             _epochs(ax, arms[0])
             ax.set_xlabel("updates")
             ax.set_ylabel(label)

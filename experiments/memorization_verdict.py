@@ -84,10 +84,10 @@ def _above(value: Estimate) -> bool:
 
 def _rate(arms: Sequence[Arm], section: ConfigDict) -> list[str]:
     sentences = []
-    for name, cause, found in causes(arms, section.draw):
+    for of, found in causes(arms, section.draw):
         shown = "shown" if found.p_value < LEVEL else "not shown"
         sentences.append(
-            f"Gain of the first sight against the {cause}, {name}: correlation "
+            f"Gain of the first sight against the {of.cause}, {of.name}: correlation "
             f"{found.correlation:+.2f} (shuffled {found.null[0]:+.2f} to {found.null[1]:+.2f}, "
             f"p = {found.p_value:.3f}): {shown}."
         )
