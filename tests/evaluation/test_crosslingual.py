@@ -87,14 +87,16 @@ PARSES = [
 def test_patterns_of_arcs_by_hand():
     found = crosslingual.arc_patterns(PARSES, 8)
     # 6 -> 4 and, in the last row, 3 -> 1 go two positions back to a word of one; so does one free
-    # pair in each row. Of one position there are two arcs in the second row, three free pairs in
-    # the last. The other arcs have no free pair.
+    # pair in each row. Of one position there are two arcs in the second row and three free pairs
+    # in the last, of three an arc in the first (4 -> 1) and a free pair in the last. The arc from
+    # 4 to the word of two has no free pair.
     assert [keys_of(found["head"], n) for n in range(3)] == [{6: [4]}, {2: [1], 3: [2]}, {}]
-    assert [keys_of(found["dependent"], n) for n in range(3)] == [{}, {}, {3: [1]}]
+    assert [keys_of(found["dependent"], n) for n in range(3)] == [{4: [1]}, {}, {3: [1]}]
     assert found["head"].count_N.tolist() == [1, 2, 0]
     control = found["dependent, control"]
-    assert [keys_of(control, n) for n in range(3)] == [{3: [1]}, {3: [1]}, {4: [2]}]
-    np.testing.assert_allclose(control.count_N, 1 / 3)
+    assert [keys_of(control, n) for n in range(3)] == [{3: [1]}, {3: [1]}, {4: [1, 2]}]
+    np.testing.assert_allclose(control.weights_NQS[2, 4, [1, 2]], [1, 1 / 3])
+    np.testing.assert_allclose(control.count_N, [1 / 3, 1 / 3, 1 / 3 + 1])
     control = found["head, control"]
     assert keys_of(control, 2) == {2: [1], 3: [2], 4: [2, 3]}
     np.testing.assert_allclose(control.weights_NQS[2, 4, [2, 3]], [1 / 3, 2 / 3])
