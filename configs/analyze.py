@@ -1,10 +1,10 @@
-"""What does a checkpoint know, how fragile is it, and which parameters carry what it knows?
+"""What does a checkpoint know, how fragile is it, what carries it, and how does it fine-tune?
 
 Command:
     python -m lmnoise.analyze perturb --checkpoint=smollm2 --config=configs/analyze.py:laptop
 
-The first word is `language`, `perturb`, `regions` or `parameters`; `--checkpoint` may be given
-several times, and then the curves run along the series.
+The first word is `language`, `perturb`, `regions`, `parameters` or `finetune`; `--checkpoint` may
+be given several times, and then the curves run along the series.
 Cost of `laptop` with SmolLM2-135M on two cores of which other work took about half: 1, 5, 16 and 13
 minutes; `regions` needs 3.2 GB of disk for each rule. `gpu` reads more text and more seeds (an
 estimate, not yet run: 10 minutes an analysis on one GPU of 80 GB for 1B parameters).
@@ -42,6 +42,13 @@ SMALL = dict(
         scales=(0.0,),
         draws=1,
     ),
+    finetune=dict(
+        windows=8,
+        train_rows=16,
+        heldout_rows=8,
+        batch_size=8,
+        seeds=(0, 1),
+    ),
 )
 
 
@@ -59,6 +66,29 @@ def gpu() -> ConfigDict:
     config.perturb.update(dict(windows=64, seeds=tuple(range(8))))
     config.regions.update(dict(windows=32, importance_windows=256, seeds=tuple(range(4))))
     config.regions.training.update(dict(steps=1000, batch_size=32))
+    config.finetune.update(
+        dict(
+            tasks=(
+                "labels:imdb",
+                "labels:newsgroups",
+                "text:stdlib_code",
+                "text:libreoffice_help/de",
+            ),
+            windows=64,
+            train_rows=8192,
+            heldout_rows=1024,
+            batch_size=16,
+            seeds=(0, 1, 2),
+            methods=dict(
+                full=dict(learning_rate=(3e-6, 1e-5, 3e-5, 1e-4, 3e-4)),
+                to_start=dict(learning_rate=(1e-5, 3e-5, 1e-4), decay_to_start=(0.1, 1.0)),
+                sharpness=dict(learning_rate=(1e-5, 3e-5, 1e-4), sam_radius=(0.05,)),
+                replay=dict(learning_rate=(1e-5, 3e-5, 1e-4), replay=(0.5,)),
+                low_rank=dict(rank=(8, 64), learning_rate=(1e-4, 3e-4, 1e-3)),
+            ),
+            state_gigabytes=30.0,
+        )
+    )
     config.parameters.update(dict(windows=16, matched=8, random=4, draws=4))
     return config
 

@@ -1,9 +1,9 @@
-"""Measures checkpoints: perplexity by language, fragility, regions, single parameters.
+"""Measures checkpoints: language, fragility, regions, single parameters, fine-tuning.
 
     python -m lmnoise.analyze perturb --checkpoint=smollm2 --config=configs/analyze.py:laptop
 
-The first word is the analysis: language, perturb, regions or parameters. `--checkpoint` is a
-ready-made name, a Hugging Face folder, a .gguf file or a run of ours (see
+The first word is the analysis: language, perturb, regions, parameters or finetune. `--checkpoint`
+is a ready-made name, a Hugging Face folder, a .gguf file or a run of ours (see
 `lmnoise.checkpoints.open_checkpoint`); given several times, or as the folder of a run's
 checkpoints, it is a series, and the curves run along it. Results are stored one by one in
 `--workdir`: the same command goes on after a stop or a kill.
@@ -17,7 +17,7 @@ from absl import flags
 
 from lmnoise import cli, storage
 from lmnoise import config as configs
-from lmnoise.analyze import language, parameters, perturb, regions, series
+from lmnoise.analyze import finetune, language, parameters, perturb, regions, series
 from lmnoise.analyze.subject import open_subject
 from lmnoise.checkpoints import expand
 from lmnoise.errors import Stopped, UserError
@@ -28,6 +28,7 @@ ANALYSES = {
     "perturb": perturb,
     "regions": regions,
     "parameters": parameters,
+    "finetune": finetune,
 }
 SECTIONS = ("data", "model", "mesh", "continuation", *ANALYSES)
 

@@ -1,12 +1,15 @@
 """What the values of an analysis's keys must be, checked before anything is measured."""
 
+import dataclasses
 import re
 
 from ml_collections import ConfigDict
 
 from lmnoise.analyze.defaults import OPERATIONS, label
 from lmnoise.errors import UserError
+from lmnoise.evaluation.finetune import Setting, grid
 from lmnoise.evaluation.perturb import KINDS, UNITS
+from lmnoise.training.optimizer import SCHEDULES
 
 RULES = ("taylor", "change")
 # The least value of the keys that count something.
@@ -29,15 +32,21 @@ _LEAST = {
     "parameters.matched": 1,
     "parameters.random": 1,
     "parameters.draws": 0,
+    "finetune.windows": 0,
+    "finetune.train_rows": 0,
+    "finetune.heldout_rows": 0,
+    "finetune.batch_size": 1,
 }
 _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "perturb.unit": UNITS,
     "regions.rule": RULES,
+    "finetune.schedule": SCHEDULES,
 }
 _NOT_EMPTY = (
     *(f"{analysis}.sources" for analysis in ("language", "perturb", "regions", "parameters")),
     *("perturb.seeds", "regions.seeds", "regions.shares", "regions.operations"),
+    *("finetune.tasks", "finetune.seeds", "finetune.methods"),
 )
 
 
@@ -56,6 +65,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{key} is empty: it needs a value or more")
     _check_texts(config)
     _check_strengths(config.perturb)
+    _check_methods(config.finetune)
     section = config.regions
     for operation in section.operations:
         if operation not in OPERATIONS:
@@ -90,6 +100,29 @@ def _check_texts(config: ConfigDict) -> None:
             )
     if missing := set(config.regions.languages) - set(config.regions.sources):
         raise UserError(f"config.regions.sources lacks the language {min(missing)}: add it")
+
+
+def _check_methods(section: ConfigDict) -> None:
+    fields = {field.name for field in dataclasses.fields(Setting)} - {"seed", "frozen"}
+    for method, axes in section.methods.items():
+        key = f"config.finetune.methods.{method}"
+        if unknown := sorted(set(axes) - fields):
+            raise UserError(f"{key} has {unknown[0]!r}, which is not one of {sorted(fields)}")
+        if "learning_rate" not in axes:
+            raise UserError(f"{key} lacks learning_rate: give it a tuple of rates")
+        for name, values in axes.items():
+            if not isinstance(values, tuple) or not values:
+                raise UserError(f"{key}.{name} must be a tuple of values, not {values!r}")
+        try:
+            grid(**axes, seed=section.seeds)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{key}: {error}") from None
+    for name, holds, words in (
+        ("warmup_fraction", 0 <= section.warmup_fraction <= 1, "in [0, 1]"),
+        ("state_gigabytes", section.state_gigabytes > 0, "above 0"),
+    ):
+        if not holds:
+            raise UserError(f"config.finetune.{name} must be {words}, not {section[name]}")
 
 
 def _check_strengths(section: ConfigDict) -> None:

@@ -38,6 +38,7 @@ def default_config() -> ConfigDict:
         perturb=_perturb(),
         regions=_regions(),
         parameters=_parameters(),
+        finetune=_finetune(),
     )
     return ConfigDict(sections).lock()
 
@@ -96,6 +97,26 @@ def _parameters() -> dict[str, Any]:
         seed=0,
         scan=("blocks/0/attention_norm/scale",),  # each of whose weights is changed alone
         scan_factor=10.0,
+    )
+
+
+def _finetune() -> dict[str, Any]:
+    return dict(
+        tasks=("labels:rotten_tomatoes",),  # see lmnoise.data.tasks
+        pretraining="sotu",  # held out to see what is forgotten, and replayed
+        windows=16,  # of it; 0 for all
+        train_rows=160,  # 0 for all
+        heldout_rows=48,  # of the validation rows, and of the test rows; 0 for all
+        batch_size=4,
+        schedule="cosine",
+        warmup_fraction=0.1,
+        seeds=(0,),
+        # The grid of each: tuples of the fields of lmnoise.evaluation.finetune.Setting.
+        methods=dict(
+            full=dict(learning_rate=(1e-5, 1e-4)),
+            low_rank=dict(rank=(8,), learning_rate=(1e-3,)),
+        ),
+        state_gigabytes=8.0,  # members whose states take more train in turns
     )
 
 

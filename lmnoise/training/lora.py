@@ -40,19 +40,23 @@ def init(key: jax.Array, base: Any, rank: int, table: tree.Table = LORA) -> Any:
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
-    found: dict[Any, Any] = {}
+    chosen: dict[tuple[int, ...], list[Any]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(base):
-        name = tree.path_name(path)
-        if not tree.lookup(table, name):
-            continue
-        *stacked, wide, out = leaf.shape
-        columns = keys.row_keys(keys.fold(key, "lora", name), np.arange(rank))
-        a_RI = jax.vmap(lambda k, shape=(*stacked, wide): jax.random.normal(k, shape))(columns)
-        branch = found
-        for part in path:
-            branch = branch.setdefault(part.key, {})
-        branch["a"] = jnp.moveaxis(a_RI, 0, -1) / wide**0.5
-        branch["b"] = jnp.zeros((*stacked, rank, out), jnp.float32)
+        if tree.lookup(table, tree.path_name(path)):
+            chosen.setdefault(leaf.shape, []).append(path)
+    found: dict[Any, Any] = {}
+    for (*stacked, wide, out), paths in chosen.items():
+        # Leaves of one shape are drawn together: one by one they take minutes to compile.
+        own = keys.name_keys(keys.fold(key, "lora"), [tree.path_name(path) for path in paths])
+        columns = jax.vmap(lambda k: keys.row_keys(k, np.arange(rank)))(own)
+        shape = (*stacked, wide)
+        a_LRI = jax.vmap(jax.vmap(lambda k, s=shape: jax.random.normal(k, s)))(columns)
+        for path, a_RI in zip(paths, a_LRI, strict=True):
+            branch = found
+            for part in path:
+                branch = branch.setdefault(part.key, {})
+            branch["a"] = jnp.moveaxis(a_RI, 0, -1) / wide**0.5
+            branch["b"] = jnp.zeros((*stacked, rank, out), jnp.float32)
     if not found:
         raise ValueError(f"table {table!r} chooses no leaf")
     return found

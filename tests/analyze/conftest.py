@@ -1,6 +1,7 @@
 """A tiny trained run and small corpora of invented words, for everything that analyses."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -35,6 +36,8 @@ def corpora(tmp_path_factory) -> Path:
         for i in range(60):
             words = rng.choice(list(letters), size=(40, 5))
             (root / name / f"{i}.txt").write_text(" ".join("".join(w) for w in words))
+    rows = [{"text": f"{'no' if i % 2 else 'yes'} {i}", "label": i % 2} for i in range(120)]
+    (root / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
@@ -71,6 +74,18 @@ def small(corpora):
             if section in config:
                 config[section].update(dict(sources=texts[:2], windows=8))
         config.regions.update(dict(sources=(texts[0], texts[1], texts[3]), languages=texts[:2]))
+        if "finetune" in config:
+            config.finetune.update(
+                dict(tasks=(f"labels:{corpora / 'labels.jsonl'}",), pretraining=texts[0])
+            )
+            # Every kind of method is a program of its own.
+            with config.unlocked():
+                config.finetune.methods = ConfigDict(
+                    dict(
+                        full=dict(learning_rate=(1e-3, 1e-2)),
+                        low_rank=dict(rank=(2,), learning_rate=(1e-2,)),
+                    )
+                )
         if "recover" in config:
             config.recover.language = texts[1]
         return config

@@ -77,7 +77,7 @@ def test_the_token_that_a_model_wants_in_front(subject, config, tmp_path, monkey
     config.continuation.update(dict(prompts=("a",), new_tokens=2))
     asked = []
     monkeypatch.setattr(
-        "lmnoise.analyze.subject.greedy_variants",
+        "lmnoise.analyze.subject.generate_variants",
         lambda model, params, prompts, *_: asked.extend(prompts) or [[]],
     )
     other.continuations(config.continuation, unchanged, {})
@@ -267,5 +267,5 @@ def test_the_first_word_is_the_analysis():
         [sys.executable, "-m", "lmnoise.analyze", "regoins"], capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "one of language, perturb, regions, parameters, not 'regoins'" in done.stderr
+    assert "one of language, perturb, regions, parameters, finetune, not 'regoins'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,111 @@
+"""What fine-tuning gains and what it forgets, by method and learning rate, along a series."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lmnoise.analyze import finetune_report
+from lmnoise.analyze.importance import digest_of
+from lmnoise.analyze.series import Entry
+from lmnoise.analyze.subject import Subject
+from lmnoise.data.stream import Windows
+from lmnoise.data.tasks import Task, open_task
+from lmnoise.evaluation.finetune import FineTuner, Outcome, PreTraining, Setting, grid
+from lmnoise.report import Figure, Table
+
+TITLE = "Fine-tuning: gain and forgetting"
+
+# {task: {method: outcomes}}
+type Result = dict[str, dict[str, list[Outcome]]]
+
+
+def names(config: ConfigDict) -> tuple[str, ...]:
+    """The corpora that are scored."""
+    return (config.finetune.pretraining,)
+
+
+def methods(section: ConfigDict) -> dict[str, list[Setting]]:
+    """{method: the settings of its grid, for every seed}."""
+    return {name: grid(**axes, seed=section.seeds) for name, axes in section.methods.items()}
+
+
+def measure(subject: Subject, config: ConfigDict) -> Result:
+    """Fine-tunes the checkpoint on every task by every method, at every setting of its grid."""
+    section, data = config.finetune, config.data
+    by_method = methods(section)
+    windows = Windows(subject.packed(section.pretraining, "train"), data.length)
+    [heldout] = subject.sources
+    tasks = [
+        open_task(
+            spec,
+            tokenizer=subject.checkpoint.tokenizer,
+            data_dir=data.data_dir,
+            length=data.length,
+            bos_id=subject.checkpoint.bos_id,
+            train_rows=section.train_rows,
+            heldout_rows=section.heldout_rows,
+        )
+        for spec in section.tasks
+    ]
+    settings = [
+        {
+            "what": "finetune",
+            "task": task.name,
+            "rows": _digest(task),
+            "pretraining": windows.packed.meta["splits"]["train"]["sha256"],
+            "batch_size": section.batch_size,
+            "schedule": [section.schedule, section.warmup_fraction],
+            "grids": {name: [vars(s) for s in own] for name, own in by_method.items()},
+        }
+        for task in tasks
+    ]
+    by_name = {task.name: task for task in tasks}
+    grids = list(dict.fromkeys(s for own in by_method.values() for s in own))
+
+    def work(setting: dict[str, Any]) -> dict[str, Any]:
+        tuner = FineTuner(
+            subject.model,
+            by_name[setting["task"]],
+            grids,
+            mesh=subject.mesh,
+            batch_size=section.batch_size,
+            pretraining=PreTraining(windows, heldout),
+            schedule=section.schedule,
+            warmup_fraction=section.warmup_fraction,
+            state_bytes=1e9 * section.state_gigabytes,
+        )
+        record = subject.identity | setting
+        folder = subject.workdir / "finetune" / digest_of(record)
+        title = f"{subject.name}: {setting['task']}"
+        found = tuner.run(subject.params, workdir=folder, record=record, title=title)
+        shutil.rmtree(folder)
+        return {"outcomes": [outcome.to_json() for outcome in found]}
+
+    results = subject.compute(settings, work, "fine-tuning")
+    found = {}
+    for task, result in zip(tasks, results, strict=True):
+        outcomes = map(Outcome.from_json, result["outcomes"])
+        by_setting = {outcome.setting: outcome for outcome in outcomes}
+        found[task.name] = {
+            name: [by_setting[setting] for setting in own] for name, own in by_method.items()
+        }
+    return found
+
+
+def _digest(task: Task) -> str:
+    """A SHA-256 of all rows."""
+    digest = hashlib.sha256()
+    for rows in (task.train, task.validation, task.test):
+        for array in (rows.tokens, rows.weights, rows.label):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def blocks(series: Sequence[Entry], config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
+    """The chapter of the report, a section a task; tables also go into `folder` as CSV."""
+    return finetune_report.blocks(series, config, folder)
