@@ -18,12 +18,13 @@ import overtraining_models_report as report
 import overtraining_models_training as training
 import overtraining_models_tuning as tuning
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.data.packing import prepare
-from lmnoise.errors import Stopped
+from lmnoise.errors import Stopped, UserError
 from lmnoise.training import mesh as meshes
 
 SECTIONS = (*configs.default_config(), "one_run", "perturb", "tune", "linear")
@@ -37,10 +38,11 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
       UserError: a value of the config that the study cannot use.
     """
     check(config)
+    mesh = _mesh(config)
     for name in dict.fromkeys((config.data.source, *config.data.evaluate)):
         prepare(name, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
     trained = training.pre_train(config, workdir)
-    model, mesh = trained[0].checkpoint.model, meshes.make_mesh()
+    model = trained[0].checkpoint.model
     curves = noise.measure(trained, model, config, mesh, workdir)
     tuned = tuning.measure(trained, model, config, mesh, workdir)
     return report.write(folder, trained, curves, tuned, config, command)
@@ -49,8 +51,21 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
 def check(config: ConfigDict) -> None:
     """Refuses what would fail after minutes of work."""
     training.check(config)
+    noise.check(config)
     tuning.check(config)
     linear.check(config)
+
+
+def _mesh(config: ConfigDict) -> Mesh:
+    """All devices; rows of noise and fine-tuning go over them."""
+    mesh = meshes.make_mesh()
+    for section in ("train", "tune"):
+        if config[section].batch_size % mesh.size:
+            raise UserError(
+                f"config.{section}.batch_size is {config[section].batch_size}, which the "
+                f"{mesh.size} devices do not divide: change it"
+            )
+    return mesh
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +41,11 @@ class Curve:
     task_RB: Array | None = None
     cure: str = ""
     accuracy_RB: Array | None = None
+
+    @property
+    def tuned(self) -> bool:
+        """Whether the rate was chosen on validation rows, for each model on its own."""
+        return math.isnan(self.strength)
 
     @property
     def fine(self) -> NDArray[np.bool_]:

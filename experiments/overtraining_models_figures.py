@@ -30,7 +30,9 @@ def sensitivity(curves: Sequence[Curve], path: Path) -> None:
         fig, axes = _panels(1)
         for ax, series in zip(axes[0], SERIES, strict=True):
             _panel(ax, _of(curves, series), lambda c: c.after_RB - c.before_RB)
-            ax.set_yscale("symlog", linthresh=1e-2)
+            ax.set_yscale("symlog", linthresh=1e-3)
+            # Where a bar crosses zero its lower end says no more than that.
+            ax.set_ylim(bottom=-1e-3)
             ax.set_title(f"noise, {TITLES[series]}")
         axes[0, 0].set_ylabel("rise of the loss, nats per token")
         axes[0, 0].legend(title="strength", fontsize=8)
@@ -65,7 +67,7 @@ def rates(curves: Sequence[Curve], path: Path) -> None:
 
 def cures(curves: Sequence[Curve], path: Path) -> None:
     """Losses after fine-tuning at the tuned rate, without and with each cure."""
-    best = [c for c in curves if np.isnan(c.strength)]
+    best = [c for c in curves if c.tuned]
     with style():
         fig, axes = _panels(2)
         for column, series in enumerate(SERIES):

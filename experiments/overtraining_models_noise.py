@@ -1,6 +1,7 @@
 """Losses after Gaussian noise on the weights, for every checkpoint of the over-training study."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,23 @@ from overtraining_models_training import SERIES, Trained
 from lmnoise import points
 from lmnoise.data.packing import Packed, open_packed
 from lmnoise.data.stream import evaluation_batches
+from lmnoise.errors import UserError
 from lmnoise.evaluation import variants
 from lmnoise.evaluation.language import Source, summarise
-from lmnoise.evaluation.perturb import Perturbation, sensitivity
+from lmnoise.evaluation.perturb import UNITS, Perturbation, sensitivity
 from lmnoise.models.transformer import LanguageModel
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses strengths and seeds that could not be compared."""
+    gammas, seeds = config.perturb.gammas, config.perturb.seeds
+    rising = all(a < b for a, b in itertools.pairwise((0.0, *gammas)))
+    if not gammas or not rising:
+        raise UserError(f"config.perturb.gammas must hold strengths that rise above 0: {gammas}")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"config.perturb.seeds must hold seeds, each once, not {seeds}")
+    if config.perturb.unit not in UNITS:
+        raise UserError(f"config.perturb.unit must be one of {UNITS}: {config.perturb.unit!r}")
 
 
 def heldout(config: ConfigDict) -> tuple[Packed, Source]:

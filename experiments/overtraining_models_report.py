@@ -1,5 +1,6 @@
 """Report of the over-training study: the verdict, then figures, tables and recommendations."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,21 @@ def _task(task: Tuned, config: ConfigDict, folder: Path, name: str) -> list[str 
     cures = "; ".join(
         f"{cure} in {', '.join(f'{s:g}' for s in strengths)}"
         for cure, strengths in section.cures.items()
+        if strengths
     )
+    classes = ""
+    if not math.isnan(task.largest_class):
+        classes = (
+            f" Of the test rows {task.largest_class:.1%} are of the largest class, which is the "
+            "accuracy of a model that has learned no more than that."
+        )
     return [
         f"## Fine-tuning on `{task.task}`",
         f"{section.train_rows} rows of {config.data.length} tokens, {section.epochs:g} epochs, "
         f"batches of {section.batch_size}, AdamW with a cosine schedule to a tenth; the same rows "
         "in the same order for every checkpoint. The tuned rate is the one of the lowest loss on "
         f"validation rows, chosen for each checkpoint. Cures: {cures}; each is tuned over its "
-        "strengths and all rates.",
+        f"strengths and all rates.{classes}",
         Figure(
             folder / f"{name}-rates.png",
             f"Fixed rates and the tuned rate on {task.task}. {figures.BARS}",

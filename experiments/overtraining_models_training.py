@@ -99,14 +99,14 @@ def pre_train(config: ConfigDict, workdir: Path) -> list[Trained]:
         found.append(Trained("budgets", member["seed"], checkpoint))
     own = one_run_config(config)
     for index, member in enumerate(_train(own, one_run, "pre-training, one run")):
-        for step in _steps(config):
+        for step in one_run_steps(config):
             checkpoint = open_checkpoint(f"{one_run}/checkpoints/{step}#{index}", data_dir)
             found.append(Trained("one run", member["seed"], checkpoint))
     order = list(SERIES)
     return sorted(found, key=lambda t: (order.index(t.series), t.seed, t.tokens))
 
 
-def _steps(config: ConfigDict) -> list[int]:
+def one_run_steps(config: ConfigDict) -> list[int]:
     """Steps of the one run that have the tokens of a budget."""
     shares = [share for share in config.members.duration if share >= config.one_run.first]
     steps = [steps_of({"duration": share}, config) for share in shares]

@@ -35,11 +35,17 @@ CURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What fine-tuning on one task did to all models; `outcomes[i]` are those of model i."""
+    """What fine-tuning on one task did to all models.
+
+    Attributes:
+      task: its name.
+      largest_class: share of the test rows that are of the largest class; nan for text.
+      curves: every rate, and the tuned one without and with cures, for both series.
+      choice: of a budget; None where some model diverged under all settings.
+    """
 
     task: str
-    kind: str
-    outcomes: Sequence[Sequence[Outcome]]
+    largest_class: float
     curves: Sequence[Curve]
     choice: Choice | None
 
@@ -137,7 +143,13 @@ def _of_task(
     curves = [
         curve for series in SERIES for curve in _curves(name, series, trained, outcomes, config)
     ]
-    return Tuned(name, task.kind, outcomes, curves, _choice(trained, outcomes))
+    return Tuned(name, _largest_class(task), curves, _choice(trained, outcomes))
+
+
+def _largest_class(task: Task) -> float:
+    if task.kind == "text":
+        return math.nan
+    return float(np.bincount(task.test.label).max() / len(task.test.label))
 
 
 def _digest(task: Task) -> str:
@@ -206,7 +218,7 @@ def _curves(
             cure,
             lambda of, cure=cure: tuned_with(of, cure),
         )
-        for cure in ("plain", *config.tune.cures)
+        for cure in ("plain", *(name for name, strengths in config.tune.cures.items() if strengths))
     ]
     return fixed + best
 
@@ -231,11 +243,18 @@ def _numbers(outcome: Outcome | None) -> list[float]:
 
 
 def _choice(trained: Sequence[Trained], outcomes: Sequence[Sequence[Outcome]]) -> Choice | None:
-    """Which budget to fine-tune, from all settings; None where some model only diverged."""
-    series: dict[str, list[Any]] = {}
+    """Which budget to fine-tune, of all settings; None where some model only diverged.
+
+    Budgets are paired by the seed of pre-training, which takes the place of the setting's own.
+    """
+    series: dict[str, list[Outcome]] = {}
     for t, of_model in zip(trained, outcomes, strict=True):
-        if t.series == "budgets":
-            series.setdefault(f"{t.tokens:,.0f} tokens", []).append(of_model)
-    if any(all(o.diverged for o in of) for seeds in series.values() for of in seeds):
-        return None
+        if t.series != "budgets":
+            continue
+        if all(outcome.diverged for outcome in of_model):
+            return None
+        series.setdefault(f"{t.tokens:,.0f} tokens", []).extend(
+            dataclasses.replace(o, setting=dataclasses.replace(o.setting, seed=t.seed))
+            for o in of_model
+        )
     return choose_checkpoint(series)

@@ -20,11 +20,11 @@ def blocks(
     found: list[str | Table] = ["## What shows, and what does not", _scale(trained, noise, config)]
     for series, title in SERIES.items():
         curves = [c for c in noise if c.series == series]
-        lines = _sentences("Gaussian noise", curves)
+        lines = sentences("Gaussian noise", curves)
         for task in tuned:
             own = [c for c in task.curves if c.series == series]
-            fixed = [c for c in own if c.strength == c.strength]
-            lines += _sentences(f"Fine-tuning on `{task.task}` at a fixed rate", fixed)
+            fixed = [c for c in own if not c.tuned]
+            lines += sentences(f"Fine-tuning on `{task.task}` at a fixed rate", fixed)
             lines.append(_tuned_sentence(task.task, own))
             if series == "budgets":
                 lines += _cures(task.task, own)
@@ -54,7 +54,7 @@ def _scale(trained: Sequence[Trained], noise: Sequence[Curve], config: ConfigDic
     )
 
 
-def _sentences(title: str, curves: Sequence[Curve]) -> list[str]:
+def sentences(title: str, curves: Sequence[Curve]) -> list[str]:
     """Progressive sensitivity, catastrophic over-training and which inflection comes first."""
     known = [c for c in curves if c.slope is not None]
     if not known:
@@ -79,23 +79,23 @@ def _of(some: Sequence[Curve], every: Sequence[Curve]) -> str:
 
 
 def _earlier(curves: Sequence[Curve]) -> list[str]:
-    """Whether the strongest modification has its least loss at fewer tokens than the weakest."""
+    """Whether the strongest modification is least at fewer tokens than the weakest."""
     weak, strong = curves[0], curves[-1]
-    if weak is strong or not strong.turn.shown:
+    if weak is strong:
         return []
     apart = weak.leasts() - strong.leasts()
     low, high = np.quantile(apart, (0.025, 0.975))
     shown = "shown" if low > 0 else "not shown"
     return [
-        f"  - An earlier inflection for the stronger modification is {shown}: from {weak.name} to "
-        f"{strong.name} the budget of the least loss goes from {weak.turn.least:,.0f} to "
-        f"{strong.turn.least:,.0f} tokens, {np.log2(weak.turn.least / strong.turn.least):.2g} "
-        f"doublings earlier (bootstrap {low:.2g} to {high:.2g})."
+        f"  - That the loss is least at fewer tokens for the stronger modification is {shown}: at "
+        f"{weak.turn.least:,.0f} tokens for {weak.name} and at {strong.turn.least:,.0f} for "
+        f"{strong.name}, {np.log2(weak.turn.least / strong.turn.least):.2g} doublings earlier "
+        f"(bootstrap {low:.2g} to {high:.2g})."
     ]
 
 
 def _tuned_sentence(task: str, curves: Sequence[Curve]) -> str:
-    [plain] = [c for c in curves if c.strength != c.strength and c.cure == "plain"]
+    [plain] = [c for c in curves if c.tuned and c.cure == "plain"]
     if plain.turn is None:
         return f"  - Tuned rate on `{task}`: too few budgets without divergence."
     slope = plain.slope
@@ -116,16 +116,17 @@ def _turned(turn: Inflection) -> str:
 
 def _cures(task: str, curves: Sequence[Curve]) -> list[str]:
     """What every cure changes at the largest budget, and whether its inflection comes later."""
-    best = [c for c in curves if c.strength != c.strength]
+    best = [c for c in curves if c.tuned]
     [plain] = [c for c in best if c.cure == "plain"]
     found = []
     for cured in (c for c in best if c.cure in CURES):
         if not (plain.fine[-1] and cured.fine[-1]) or cured.turn is None or plain.turn is None:
             continue
+        name = CURES[cured.cure]
         spared = paired_difference(cured.after_RB[:, -1], plain.after_RB[:, -1])
         cost = paired_difference(cured.task_RB[:, -1], plain.task_RB[:, -1])
         found.append(
-            f"  - {CURES[cured.cure].capitalize()} at its tuned rate, largest budget, against the "
+            f"  - {name[0].upper()}{name[1:]} at its tuned rate, largest budget, against the "
             f"tuned rate without: loss on pre-training text {spared.text()} ({_sign(spared)}), "
             f"test loss on the task {cost.text()} ({_sign(cost)}); its loss on pre-training text "
             f"turns up: {_turned(cured.turn)}."
