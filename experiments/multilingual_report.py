@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from multilingual_probes import ARCS, MEASURES, array, curve
 from multilingual_result import Result, bits, share, steps, switched
 from multilingual_runs import DIRECT, EXTENDED
+from scipy.stats import norm
 
 from lmnoise.analyze.defaults import label
 from lmnoise.evaluation.vocabulary import reached
@@ -66,7 +67,8 @@ def blocks(result: Result, config: ConfigDict, folder: Path) -> list[str | Table
         "Share of what the model writes outside the language's scripts, "
         f"{section.generation.prompts} prompts (first halves of held-out paragraphs), "
         f"{section.generation.new_tokens} tokens each, temperature "
-        f"{section.generation.temperature:g}, top-p {section.generation.top_p:g}.",
+        f"{section.generation.temperature:g}, top-p {section.generation.top_p:g}. Between "
+        "languages of one script, as Turkish and English, a switch cannot be seen in this way.",
         Figure(
             folder / "switched.png",
             "Code-switched share along the training; bars: 95 % interval over seeds; dotted: what "
@@ -94,6 +96,7 @@ def _verdict(result: Result, config: ConfigDict) -> list[str]:
         *(_verdict_vocabulary(result, language, config) for language in result.runs
           if EXTENDED in result.runs[language]),
         *(_verdict_similarity(result, language) for language in result.runs),
+        *_verdict_arcs(result),
         *(_verdict_heads(result, language) for language in result.runs),
         *(_verdict_switched(result, language) for language in result.runs),
     ]  # fmt: skip
@@ -103,7 +106,7 @@ def shown(estimate: Estimate) -> str:
     """Whether a difference is told from none by its 95 % interval."""
     low, high = estimate.interval
     if math.isnan(low):
-        return "one seed, no interval"
+        return "no interval"
     return "shown" if low > 0 or high < 0 else "not shown"
 
 
@@ -181,6 +184,25 @@ def _verdict_similarity(result: Result, language: str) -> str:
             f"layers before, and changes by {change.text(3)} ({shown(change)})"
         )
     return f"CKA with English, fine-tuning on {language}: {'; '.join(parts)} (means over layers)."
+
+
+def _verdict_arcs(result: Result) -> list[str]:
+    """How many heads attend along arcs more than to words in the same place; Bonferroni's bound."""
+    found = []
+    for name in ARCS:
+        if name not in result.before["heads"]:
+            continue
+        excess, error = (array(result.before, name, what) for what in ("share", "error"))
+        bound = float(norm.isf(0.025 / excess.size))
+        above = int((excess > bound * error).sum())
+        layer, head = np.unravel_index(np.argmax(excess / np.maximum(error, 1e-12)), excess.shape)
+        found.append(
+            f"{above} of {excess.size} heads attend from a word to its {name} more than to "
+            f"unlinked words in the same place, by more than {bound:.1f} standard errors; the "
+            f"clearest is head {head} of layer {layer}, by {excess[layer, head]:.3f} with a "
+            f"standard error of {error[layer, head]:.3f} over sentences."
+        )
+    return found
 
 
 def _verdict_heads(result: Result, language: str) -> str:
@@ -318,9 +340,9 @@ def _how_heads(result: Result, config: ConfigDict) -> str:
     )
     return (
         f"On up to {config.multilingual.sentences} sentences of {config.multilingual.treebank}; "
-        f"queries: {counts}. Heads are causal, so a word's syntactic head is seen only where it "
-        "comes before; where it comes after, the head sees its dependent"
-        f"{'' if arcs else ' (no arc had a control of its distance here)'}. Each arc is held "
+        f"queries: {counts}. Heads are causal, so no head sees the word to come, and a word's "
+        "syntactic head only where it comes before; where it comes after, the head sees its "
+        f"dependent{'' if arcs else ' (here no arc had a control)'}. Each arc is held "
         "against pairs of words that no arc links, at the same distance in tokens and to words as "
         "long."
     )
