@@ -18,7 +18,7 @@ from lmnoise.data.stream import evaluation_batches
 from lmnoise.data.tokenizer import Tokenizer, load_tokenizer
 from lmnoise.errors import UserError
 from lmnoise.evaluation import variants
-from lmnoise.evaluation.continuation import greedy_variants
+from lmnoise.evaluation.generation import generate_variants
 from lmnoise.evaluation.language import Source, Sums, paired, summarise
 from lmnoise.models.transformer import LanguageModel
 from lmnoise.report import Estimate, mean_and_error
@@ -122,7 +122,7 @@ class Subject:
         """Greedy continuations of the config's prompts by every variant."""
         front = [] if self.checkpoint.bos_id is None else [self.checkpoint.bos_id]
         prompts = [front + self.tokenizer.encode(prompt) for prompt in config.prompts]
-        found = greedy_variants(
+        found = generate_variants(
             self.model, self.params, prompts, config.new_tokens, change, members, extra
         )
         return [[self.tokenizer.decode(ids) for ids in of_variant] for of_variant in found]

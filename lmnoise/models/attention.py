@@ -159,6 +159,35 @@ def splash(
     return axes.by_shard(on_shard, q_BSHK, k_BSGK, v_BSGK, least_heads=k_BSGK.shape[2])
 
 
+def one_more(
+    q_B1HK: jax.Array,
+    k_B1GK: jax.Array,
+    v_B1GK: jax.Array,
+    past_k_BGTK: jax.Array,
+    past_v_BGTK: jax.Array,
+    seen_BT: jax.Array,
+) -> jax.Array:
+    """One new position a row attends to itself and to those of the past that `seen` marks.
+
+    As `plain`: scores, softmax and sums in float32. The new position is kept apart, so that the
+    past is only read.
+    """
+    (batch, _, heads, width), groups = q_B1HK.shape, k_B1GK.shape[2]
+    q_BGRK = q_B1HK.reshape(batch, groups, heads // groups, width)
+    k_BGK, v_BGK = k_B1GK[:, 0], v_B1GK[:, 0]
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    past_BGRT = einsum("bgrk,bgtk->bgrt", q_BGRK, past_k_BGTK)
+    past_BGRT = jnp.where(seen_BT[:, None, None], past_BGRT * width**-0.5, -1e30)
+    own_BGR = einsum("bgrk,bgk->bgr", q_BGRK, k_BGK) * width**-0.5
+    highest_BGR = jnp.maximum(past_BGRT.max(-1), own_BGR)
+    past_BGRT = jnp.exp(past_BGRT - highest_BGR[..., None])
+    own_BGR = jnp.exp(own_BGR - highest_BGR)
+    total_BGR = past_BGRT.sum(-1) + own_BGR
+    mixed_BGRK = einsum("bgrt,bgtk->bgrk", past_BGRT.astype(past_v_BGTK.dtype), past_v_BGTK)
+    mixed_BGRK += own_BGR[..., None] * v_BGK[:, :, None].astype(jnp.float32)
+    return (mixed_BGRK / total_BGR[..., None]).reshape(q_B1HK.shape)
+
+
 VARIANTS = {
     "plain": plain,
     "row_blocks": row_blocks,

@@ -88,14 +88,19 @@ def rotary_frequencies(config, local: jax.Array | bool = False) -> jax.Array:
     return frequencies * (kept + (1.0 - kept) / scaling.factor)
 
 
-def rotate(x_BSHK: jax.Array, frequencies: jax.Array) -> jax.Array:
+def rotate(
+    x_BSHK: jax.Array, frequencies: jax.Array, position_BS: jax.Array | None = None
+) -> jax.Array:
     """Rotary position embedding with half-split pairs (arXiv 2104.09864), positions 0..S-1.
 
-    The first two features a frequency are rotated; the others pass.
+    The first two features a frequency are rotated; the others pass. `position_BS` gives other
+    positions.
     """
-    length, half = x_BSHK.shape[1], frequencies.shape[0]
-    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None]
-    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+    half = frequencies.shape[0]
+    if position_BS is None:
+        position_BS = jnp.arange(x_BSHK.shape[1], dtype=jnp.float32)[None]
+    angle = position_BS[..., None].astype(jnp.float32) * frequencies[None, None]
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
     first, second, passed = jnp.split(x_BSHK, [half, 2 * half], axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, passed], -1)
 
@@ -121,7 +126,8 @@ class Attention(nnx.Module):
         std = 0.02 * (2 * config.layers) ** -0.5
         self.output = Linear(config, (heads_width, width), ("heads", "width"), std)
 
-    def __call__(self, x_ND, length, local, observe):
+    def __call__(self, x_ND, length, local, observe, position_BS=None, attend=None):
+        """`attend(q, k, v)` takes the place of the causal mixing of the row's own positions."""
         c = self.config
         q, k, v = self.query(x_ND), self.key(x_ND), self.value(x_ND)
         if self.query_norm is not None:
@@ -132,11 +138,14 @@ class Attention(nnx.Module):
         v_BSGK = v.reshape(-1, length, c.kv_heads, c.head_width)
         if c.positions == "rotary":
             frequencies = rotary_frequencies(c, local)
-            q_BSHK, k_BSGK = rotate(q_BSHK, frequencies), rotate(k_BSGK, frequencies)
-        variant = attention.choose(c.attention, dtype=c.dtype, length=length)
+            q_BSHK = rotate(q_BSHK, frequencies, position_BS)
+            k_BSGK = rotate(k_BSGK, frequencies, position_BS)
+        if attend is None:
+            variant = attention.choose(c.attention, dtype=c.dtype, length=length)
+            attend = attention.VARIANTS[variant]
         observe("attention/heads", (q_BSHK, k_BSGK))
         operands = [x.astype(c.dtype) for x in (q_BSHK, k_BSGK, v_BSGK)]
-        mixed_BSHK = attention.VARIANTS[variant](*operands).astype(jnp.float32)
+        mixed_BSHK = attend(*operands).astype(jnp.float32)
         return self.output(mixed_BSHK.reshape(x_ND.shape[0], -1))
 
 
@@ -165,7 +174,10 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Residual block; `observe(name, value)` is told of the points along the way."""
+    """Residual block; `observe(name, value)` is told of the points along the way.
+
+    `position_BS` and `attend` are for `Attention`.
+    """
 
     def __init__(self, config):
         self.norm_position, self.parallel = config.norm_position, config.parallel
@@ -176,12 +188,12 @@ class Block(nnx.Module):
         self.mlp_norm, self.mlp = norm(), MLP(config)
         self.mlp_post_norm = norm() if both else None
 
-    def __call__(self, x_ND, length, local, observe):
+    def __call__(self, x_ND, length, local, observe, position_BS=None, attend=None):
         observe("residual", x_ND)
         before, after = self._around(self.attention_norm, self.attention_post_norm)
         input_ND = before(x_ND)
         observe("attention/input", input_ND)
-        added_ND = after(self.attention(input_ND, length, local, observe))
+        added_ND = after(self.attention(input_ND, length, local, observe, position_BS, attend))
         observe("attention/output", added_ND)
         between_ND = x_ND + added_ND
         before, after = self._around(self.mlp_norm, self.mlp_post_norm)

@@ -195,40 +195,58 @@ class Transformer(nnx.Module):
         length = tokens_BS.shape[1]
         if length > self.config.context:
             raise ValueError(f"{length} positions exceed the context of {self.config.context}")
+
+        def apply(block, x_ND, local):
+            points = {}
+
+            def observe(name, value):
+                if function is not None:
+                    points[name] = function(name, value)
+
+            return block(x_ND, length, local, observe), points
+
+        remat = "none" if function is not None else self.config.remat
+        x_ND, points = self.through(self.embed(tokens_BS), apply, remat=remat)
+        return self.final_norm(x_ND), points
+
+    def embed(self, tokens_BS, position_BS=None):
+        """What enters the first block, (N, D); at positions 0..S-1 unless others are given."""
         x_BSD = axes.keep(self.tokens[...], "model")[tokens_BS]
         if self.config.scaled_embeddings:
             x_BSD = x_BSD * self.config.width**0.5
         if self.positions is not None:
-            x_BSD = x_BSD + self.positions[...][None, :length]
-        x_ND = axes.keep(x_BSD.reshape(-1, self.config.width), axes.ROWS)
-        observed = []
+            if position_BS is None:
+                x_BSD = x_BSD + self.positions[...][None, : tokens_BS.shape[1]]
+            else:
+                x_BSD = x_BSD + self.positions[...][position_BS]
+        return axes.keep(x_BSD.reshape(-1, self.config.width), axes.ROWS)
+
+    def through(self, x_ND, apply, *of_layers, remat="none"):
+        """The stream after all blocks, and of each block what `apply` saw, stacked over layers.
+
+        Args:
+          x_ND: see `embed`.
+          apply: `apply(block, x_ND, local, *own) -> x_ND, seen`.
+          *of_layers: arrays (L, ...), of which each block gets its `own`.
+          remat: see `TransformerConfig`.
+        """
         local_L = np.arange(1, self.config.layers + 1) % self.config.global_every != 0
+        of_layers, seen = (local_L, *of_layers), []
         for i, block in enumerate([self.blocks] if self.config.scanned else self.blocks):
             graphdef, layer = nnx.split(block)
 
-            def apply(x_ND, layer_and_local, graphdef=graphdef):
-                layer, local = layer_and_local
-                points = {}
+            def step(x_ND, layer_and_own, graphdef=graphdef):
+                layer, *own = layer_and_own
+                x_ND, seen = apply(nnx.merge(graphdef, layer), x_ND, *own)
+                return axes.keep(x_ND, axes.ROWS), seen
 
-                def observe(name, value):
-                    if function is not None:
-                        points[name] = function(name, value)
-
-                x_ND = nnx.merge(graphdef, layer)(x_ND, length, local, observe)
-                return axes.keep(x_ND, axes.ROWS), points
-
-            if self.config.remat != "none" and function is None:
-                apply = jax.checkpoint(apply, policy=_REMAT[self.config.remat])
+            if remat != "none":
+                step = jax.checkpoint(step, policy=_REMAT[remat])
             if self.config.scanned:
-                x_ND, points = jax.lax.scan(apply, x_ND, (layer, local_L))
-            else:
-                x_ND, points = apply(x_ND, (layer, local_L[i]))
-            observed.append(points)
-        if self.config.scanned:
-            (points,) = observed
-        else:
-            points = jax.tree.map(lambda *values: jnp.stack(values), *observed)
-        return self.final_norm(x_ND), points
+                return jax.lax.scan(step, x_ND, (layer, *of_layers))
+            x_ND, of_block = step(x_ND, (layer, *(x_L[i] for x_L in of_layers)))
+            seen.append(of_block)
+        return x_ND, jax.tree.map(lambda *values: jnp.stack(values), *seen)
 
     @property
     def unembedding(self):
@@ -262,7 +280,7 @@ class LanguageModel:
 
     def features(self, params: Any, tokens_BS: jax.Array) -> jax.Array:
         """Features after the final norm, (B*S, D) float32."""
-        return self._bind(params)(tokens_BS)[0]
+        return self.bind(params)(tokens_BS)[0]
 
     def observe(
         self,
@@ -284,11 +302,11 @@ class LanguageModel:
         "mlp/input", "mlp/hidden" (the input of the down projection, (N, F)), "mlp/output" (what
         the down projection gives) and "output" (the block's).
         """
-        return self._bind(params)(tokens_BS, function)[1]
+        return self.bind(params)(tokens_BS, function)[1]
 
     def logits(self, params: Any, tokens_BS: jax.Array) -> jax.Array:
         """Logits (B, S, V) float32, held whole: for small inputs."""
-        module = self._bind(params)
+        module = self.bind(params)
         logits_NV = product(module(tokens_BS)[0], module.unembedding, self.config.dtype)
         return logits_NV.reshape(*tokens_BS.shape, -1)
 
@@ -300,7 +318,7 @@ class LanguageModel:
           tokens_BS: int32.
           position_B: int32, the position of each row whose next token is asked for.
         """
-        module = self._bind(params)
+        module = self.bind(params)
         x_BSD = module(tokens_BS)[0].reshape(*tokens_BS.shape, -1)
         x_BD = jnp.take_along_axis(x_BSD, position_B[:, None, None], axis=1)[:, 0]
         return product(x_BD, module.unembedding, self.config.dtype)
@@ -314,7 +332,7 @@ class LanguageModel:
           key: unused; part of the signature that all models share.
         """
         del key
-        module, tokens_BT = self._bind(params), batch["tokens"]
+        module, tokens_BT = self.bind(params), batch["tokens"]
         x_ND, _ = module(tokens_BT[:, :-1])
         losses_N = cross_entropy(
             x_ND,
@@ -342,7 +360,8 @@ class LanguageModel:
         attended = 12 * c.layers * c.heads * c.head_width * length
         return 6.0 * (sum(sizes.values()) - looked_up) + attended
 
-    def _bind(self, params: Any) -> Transformer:
+    def bind(self, params: Any) -> Transformer:
+        """The decoder with these parameters, for functions of its parts."""
         return nnx.merge(self._graphdef, params)
 
 

@@ -1,0 +1,250 @@
+"""Generation against full forwards, the softmax and transformers' logits."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from scipy import stats
+
+from lmnoise import keys
+from lmnoise.evaluation.generation import extend, generate, generate_variants, sample
+from lmnoise.models import decoding
+from lmnoise.models.pretrained import from_huggingface
+from lmnoise.models.transformer import LanguageModel, RopeScaling, gpt2, llama, stack_layers
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+SHAPE = dict(vocab_size=37, context=16, layers=2, width=16, heads=4)
+GPT2 = gpt2(**SHAPE)
+LLAMA = llama(**SHAPE, kv_heads=2, mlp_width=24)
+CONFIGS = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "scaled": dataclasses.replace(LLAMA, rope_scaling=RopeScaling(4.0, 1.0, 4.0, 8)),
+    "olmo2": dataclasses.replace(LLAMA, norm_position="after", query_key_norm="whole"),
+    "neox": dataclasses.replace(GPT2, positions="rotary", parallel=True, rotary_fraction=0.5),
+    "gemma3": dataclasses.replace(
+        LLAMA,
+        norm_position="both",
+        query_key_norm="head",
+        activation="geglu",
+        scaled_embeddings=True,
+        local_theta=100.0,
+        global_every=2,
+    ),
+    "scan": dataclasses.replace(LLAMA, layers_as="scan", local_theta=100.0, global_every=2),
+}
+PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5]]
+LONGEST, ROOM = 6, 10
+KEY = jax.random.key(7)
+
+
+@functools.cache
+def case(name):
+    """A model with weights far enough from zero for the argmax to vary."""
+    unrolled = dataclasses.replace(CONFIGS[name], layers_as="unrolled")
+    params = jax.jit(LanguageModel(unrolled).init)(jax.random.key(1))
+    params = jax.tree.map(lambda leaf: 20 * leaf if leaf.ndim > 1 else leaf, params)
+    scanned = CONFIGS[name].layers_as == "scan"
+    return LanguageModel(CONFIGS[name]), stack_layers(params) if scanned else params
+
+
+@functools.cache
+def read_one_by_one(model):
+    """Logits (B, ROOM - LONGEST + 1, V) after each beginning and each further token."""
+
+    def read(params, tokens_BT, length_B):
+        beginning_BS = jnp.where(
+            jnp.arange(LONGEST)[None] < length_B[:, None], tokens_BT[:, :LONGEST], 0
+        )
+        logits_BV, cache = decoding.prefill(model, params, beginning_BS, length_B, ROOM)
+        found = [logits_BV]
+        for i in range(ROOM - LONGEST):
+            token_B = jnp.take_along_axis(tokens_BT, (length_B + i)[:, None], axis=1)[:, 0]
+            logits_BV, cache = decoding.decode(model, params, token_B, cache)
+            found.append(logits_BV)
+        return jnp.stack(found, 1)
+
+    return jax.jit(read)
+
+
+def at_the_same_places(logits_BSV, length_B):
+    return np.stack(
+        [row[n - 1 : n + ROOM - LONGEST] for row, n in zip(logits_BSV, length_B, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(length=st.tuples(*[st.integers(1, LONGEST)] * 3), seed=st.integers(0, 9))
+def test_the_cache_gives_the_logits_of_the_full_forward(name, length, seed):
+    model, params = case(name)
+    tokens_BT = np.random.default_rng(seed).integers(0, 37, (3, ROOM), dtype=np.int32)
+    length_B = np.array(length, np.int32)
+    whole = np.asarray(_logits(model)(params, tokens_BT))
+    found = read_one_by_one(model)(params, tokens_BT, length_B)
+    scale = np.abs(whole).max()
+    expected = at_the_same_places(whole, length_B)
+    np.testing.assert_allclose(found / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+@functools.cache
+def _logits(model):
+    return jax.jit(model.logits)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_scaled", "gemma3", "gpt_neox", "olmo2", "qwen3"])
+def test_the_cache_gives_the_logits_of_transformers(name):
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
+        arrays = dict(archive)
+    tensors = {k.removeprefix("tensor/"): v for k, v in arrays.items() if k.startswith("tensor/")}
+    config, params = from_huggingface(json.loads(str(arrays["config"])), tensors)
+    tokens_BT, length_B = arrays["tokens"][:, :ROOM].astype(np.int32), np.array([LONGEST, 2])
+    found = read_one_by_one(LanguageModel(config))(params, tokens_BT, length_B)
+    expected = at_the_same_places(arrays["logits"], length_B)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "scan"])
+def test_greedy_is_the_argmax_of_full_forwards_step_by_step(name):
+    model, params = case(name)
+    expected = []
+    for prompt in PROMPTS:
+        tokens = list(prompt)
+        for _ in range(4):
+            # Attention is causal: what stands behind the last token does not matter.
+            padded = np.array([tokens + [0] * (ROOM - len(tokens))], np.int32)
+            logits_BSV = _logits(model)(params, padded)
+            tokens.append(int(np.argmax(logits_BSV[0, len(tokens) - 1])))
+        expected.append(tokens[len(prompt) :])
+    assert generate(model, params, PROMPTS, 4) == expected
+    assert len({token for row in expected for token in row}) > 3
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_row_depends_neither_on_padding_nor_on_the_other_rows(key):
+    found = generate(*case("llama"), PROMPTS, 4, key=key, top_p=0.9)
+    others = [PROMPTS[0], [8, 8, 8, 8, 8, 8], PROMPTS[2], [2]]
+    again = generate(*case("llama"), others, 4, key=key, top_p=0.9)
+    assert (again[0], again[2]) == (found[0], found[2])
+    assert generate(*case("llama"), PROMPTS, 2, key=key, top_p=0.9) == [row[:2] for row in found]
+    if key is not None:
+        assert generate(*case("llama"), PROMPTS, 4, key=jax.random.key(8), top_p=0.9) != found
+
+
+def test_rows_on_a_mesh_are_the_same_rows():
+    model, params = case("llama")
+    tokens_BS = np.random.default_rng(0).integers(0, 37, (8, 4), dtype=np.int32)
+    length_B = np.array([1, 2, 3, 4] * 2, np.int32)
+    key_B = keys.row_keys(KEY, np.arange(8))
+    expected = extend(model, params, tokens_BS, length_B, 4, key_B)
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    rows, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("data", None))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        found = extend(
+            model,
+            jax.device_put(params, whole),
+            jax.device_put(tokens_BS, rows),
+            jax.device_put(length_B, rows),
+            4,
+            jax.device_put(key_B, rows),
+        )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_no_second_compilation_for_other_settings_parameters_and_lengths():
+    model, params = case("llama")
+    generate(model, params, PROMPTS, 4, key=KEY, temperature=0.7, top_p=0.8, stop=2)
+    other = jax.tree.map(lambda leaf: 0.5 * leaf, params)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        patch.setattr("jax._src.interpreters.pxla.logger.log", lambda *a, **_: compiled.append(a))
+        generate(model, other, PROMPTS[::-1], 4, key=KEY, temperature=1.3, top_p=0.4, stop=5)
+    assert not [a for a in compiled if "_extend" in str(a)]
+
+
+def test_after_the_end_of_the_text_a_row_is_filled_with_it():
+    free = generate(*case("llama"), PROMPTS, 8, key=KEY)
+    stop = free[0][3]
+    assert stop not in free[0][:3]
+    for row, expected in zip(generate(*case("llama"), PROMPTS, 8, key=KEY, stop=stop), free):  # noqa: B905
+        end = expected.index(stop) if stop in expected else 8
+        assert row == expected[:end] + [stop] * (8 - end)
+
+
+PROBABILITIES = np.array([0.02, 0.3, 0.06, 0.25, 0.12, 0.05, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "kept"),
+    [
+        (1.0, None, range(7)),
+        (0.5, None, range(7)),
+        (2.0, 0.9, (1, 2, 3, 4, 5, 6)),
+        (1.0, 0.74, (1, 3, 6)),
+        (1.0, 0.76, (1, 3, 4, 6)),
+        (1.0, 0.01, (1,)),
+    ],
+)
+def test_sampling_follows_the_softmax(temperature, top_p, kept):
+    draws = 20_000
+    logits_BV = np.tile(np.log(PROBABILITIES), (draws, 1)).astype(np.float32) + 3.0
+    key_B = keys.row_keys(KEY, np.arange(draws))
+    found = np.asarray(jax.jit(sample)(key_B, logits_BV, temperature, top_p))
+    expected = PROBABILITIES ** (1 / temperature)
+    kept = list(kept)
+    counts = np.bincount(found, minlength=7)
+    assert counts[kept].sum() == draws
+    share = expected[kept] / expected[kept].sum()
+    if len(kept) > 1:
+        assert stats.chisquare(counts[kept], draws * share).pvalue > 0.01
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), top_p=st.floats(0.01, 0.99), spread=st.floats(0.1, 20.0))
+def test_the_nucleus_is_the_smallest_set(seed, top_p, spread):
+    logits_V = np.random.default_rng(seed).normal(size=16).astype(np.float32) * np.float32(spread)
+    key_B = keys.row_keys(jax.random.key(seed), np.arange(256))
+    found = np.asarray(jax.jit(sample)(key_B, np.tile(logits_V, (256, 1)), 1.0, top_p))
+    p = np.exp(logits_V.astype(np.float64))
+    p /= p.sum()
+    before = {token: p[p > p[token]].sum() for token in set(found.tolist())}
+    assert all(mass < top_p + 1e-5 for mass in before.values())
+
+
+def test_variants_are_the_continuations_of_the_changed_parameters():
+    model, params = case("gpt2")
+
+    def change(params, member, extra):
+        return params | {"tokens": params["tokens"] * member["factor"] + extra}
+
+    factors, extra = np.array([1.0, -1.0, 0.5], np.float32), 0.1 * params["tokens"][::-1]
+    found = generate_variants(model, params, PROMPTS, 4, change, {"factor": factors}, extra)
+    expected = [
+        generate(model, params | {"tokens": params["tokens"] * f + extra}, PROMPTS, 4)
+        for f in factors
+    ]
+    assert found == expected
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "fields", "message"),
+    [
+        ([], {}, "needs a token"),
+        ([[1], []], {}, "needs a token"),
+        ([[1] * 11], {}, "exceed the context of 16"),
+        ([[1]], {"temperature": 0.0}, "temperature must be positive"),
+        ([[1]], {"top_p": 1.5}, "top_p in"),
+    ],
+)
+def test_what_cannot_be_generated(prompts, fields, message):
+    with pytest.raises(ValueError, match=message):
+        generate(*case("gpt2"), prompts, 6, key=KEY, **fields)
