@@ -41,10 +41,11 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
     mesh = _mesh(config)
     for name in dict.fromkeys((config.data.source, *config.data.evaluate)):
         prepare(name, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
+    tasks = tuning.open_tasks(config)
     trained = training.pre_train(config, workdir)
     model = trained[0].checkpoint.model
     curves = noise.measure(trained, model, config, mesh, workdir)
-    tuned = tuning.measure(trained, model, config, mesh, workdir)
+    tuned = [tuning.measure(task, trained, model, config, mesh, workdir) for task in tasks]
     return report.write(folder, trained, curves, tuned, config, command)
 
 

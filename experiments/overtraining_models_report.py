@@ -13,7 +13,6 @@ from overtraining_models_curves import Curve
 from overtraining_models_training import Trained
 from overtraining_models_tuning import Tuned
 
-from lmnoise.evaluation.choose import Choice
 from lmnoise.report import Figure, Table, provenance, write_csv, write_report
 
 
@@ -32,7 +31,12 @@ def write(
     for number, task in enumerate(tuned):
         blocks += _task(task, config, folder, f"task-{number + 1}")
     blocks += linear.blocks(config, folder)
-    blocks += ["## Which budget to fine-tune", *(_choice(task) for task in tuned)]
+    blocks += [
+        "## Which budget to fine-tune",
+        "Each budget at its own tuned setting, cures included, by test loss on the task alone; "
+        "paired over seeds of pre-training.",
+        *(_choice(task) for task in tuned),
+    ]
     write_csv(folder / "curves.csv", _all([*noise, *(c for task in tuned for c in task.curves)]))
     blocks.append(
         f"## Run it\n\n```bash\n{command}\n```\n\n`curves.csv` has every number of the figures, "
@@ -98,20 +102,10 @@ def _task(task: Tuned, config: ConfigDict, folder: Path, name: str) -> list[str 
     ]
 
 
-def _choice(task: Tuned) -> str | Table:
+def _choice(task: Tuned) -> str:
     if task.choice is None:
         return f"`{task.task}`: for some checkpoint all settings diverged, so none is recommended."
-    return f"`{task.task}`: {task.choice.sentence()}\n\n{_rivals(task.choice).markdown()}"
-
-
-def _rivals(choice: Choice) -> Table:
-    rows = [
-        (rival.name, rival.loss, f"{rival.difference:.4f}",
-         f"{rival.interval[0]:.4f} to {rival.interval[1]:.4f}", "yes" if rival.shown else "no")
-        for rival in choice.rivals
-    ]  # fmt: skip
-    header = ("budget", "test loss", f"less that of {choice.name}", "95 % interval", "shown")
-    return Table(header, rows, "Each budget at its own tuned setting; paired over seeds.")
+    return f"`{task.task}`: {task.choice.sentence()}"
 
 
 def _all(curves: Sequence[Curve]) -> Table:

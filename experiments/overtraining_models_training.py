@@ -5,13 +5,14 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from lmnoise import config as configs
 from lmnoise.assemble import steps_of
 from lmnoise.checkpoints import Checkpoint, open_checkpoint
-from lmnoise.data.packing import open_packed
+from lmnoise.data.packing import Packed, open_packed
 from lmnoise.errors import Stopped, UserError
 from lmnoise.train import train
 
@@ -123,10 +124,21 @@ def _train(config: ConfigDict, workdir: Path, title: str) -> Sequence[dict]:
 
 def epochs(config: ConfigDict) -> float:
     """How often the largest budget reads the corpus."""
-    packed = open_packed(
-        config.data.source,
-        "train",
-        data_dir=config.data.data_dir,
-        tokenizer=config.data.tokenizer,
-    )
-    return config.train.steps * config.train.batch_size * config.data.length / len(packed.tokens)
+    tokens = config.train.steps * config.train.batch_size * config.data.length
+    return tokens / len(_packed(config, "train").tokens)
+
+
+def frequencies_loss(config: ConfigDict) -> float:
+    """Held-out loss of the frequencies of tokens alone, nats per token, from ten million of them.
+
+    What a model has learned before it uses the context at all.
+    """
+    packed = _packed(config, "train")
+    counts_V = np.bincount(packed.tokens[:10_000_000], minlength=packed.vocab_size) + 1.0
+    logs_V = np.log(counts_V / counts_V.sum())
+    return float(-logs_V[_packed(config, config.data.evaluate_split).tokens[:10_000_000]].mean())
+
+
+def _packed(config: ConfigDict, split: str) -> Packed:
+    data = config.data
+    return open_packed(data.source, split, data_dir=data.data_dir, tokenizer=data.tokenizer)

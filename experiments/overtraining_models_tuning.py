@@ -84,45 +84,47 @@ def cure_of(setting: Setting) -> str:
     return next((name for name in CURES if getattr(setting, name)), "plain")
 
 
-def measure(
-    trained: Sequence[Trained],
-    model: LanguageModel,
-    config: ConfigDict,
-    mesh: Mesh,
-    workdir: Path,
-) -> list[Tuned]:
-    """Fine-tunes all models on all tasks; one compilation a task serves every model.
+def open_tasks(config: ConfigDict) -> list[Task]:
+    """All tasks, downloaded and tokenised if need be.
 
     Raises:
-      Stopped: a signal came; what was reached is saved.
+      UserError: an unknown task, or one that the tokenizer or the window does not fit.
     """
-    return [_of_task(name, trained, model, config, mesh, workdir) for name in config.tune.tasks]
+    section, data = config.tune, config.data
+    return [
+        open_task(
+            name,
+            tokenizer=data.tokenizer,
+            data_dir=data.data_dir,
+            length=data.length,
+            train_rows=section.train_rows,
+            heldout_rows=section.heldout_rows,
+        )
+        for name in section.tasks
+    ]
 
 
-def _of_task(
-    name: str,
+def measure(
+    task: Task,
     trained: Sequence[Trained],
     model: LanguageModel,
     config: ConfigDict,
     mesh: Mesh,
     workdir: Path,
 ) -> Tuned:
-    section, data = config.tune, config.data
-    task = open_task(
-        name,
-        tokenizer=data.tokenizer,
-        data_dir=data.data_dir,
-        length=data.length,
-        train_rows=section.train_rows,
-        heldout_rows=section.heldout_rows,
-    )
+    """Fine-tunes all models on a task; what was compiled for the first serves every other.
+
+    Raises:
+      Stopped: a signal came; what was reached is saved.
+    """
+    name = task.name
     identity = {
         "what": "tune",
         "task": name,
-        "section": {k: v for k, v in section.to_dict().items() if k != "tasks"},
+        "section": {k: v for k, v in config.tune.to_dict().items() if k != "tasks"},
         "perturb_windows": config.perturb.windows,
         "text": _digest(task),
-        "length": data.length,
+        "length": config.data.length,
     }
     tuner: list[FineTuner] = []
     of_print = {t.checkpoint.fingerprint: t.checkpoint for t in trained}

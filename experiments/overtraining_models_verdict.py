@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 from overtraining_models_curves import Curve
-from overtraining_models_training import SERIES, Trained, epochs
+from overtraining_models_training import SERIES, Trained, epochs, frequencies_loss
 from overtraining_models_tuning import CURES, Tuned
 
 from lmnoise.evaluation.inflection import Inflection
@@ -47,7 +47,8 @@ def _scale(trained: Sequence[Trained], noise: Sequence[Curve], config: ConfigDic
         f"parameter; the largest budget reads the corpus {epochs(config):.2f} times), "
         f"{len(config.members.seed)} seeds, {len(curve.tokens_B)} budgets. As pre-trained the "
         f"held-out loss goes from {base[0].text(3)} to {base[-1].text(3)} nats per token and "
-        f"{'falls with every budget' if falls else 'does not fall with every budget'}. Intervals "
+        f"{'falls with every budget' if falls else 'does not fall with every budget'}; the "
+        f"frequencies of the tokens alone would have {frequencies_loss(config):.3f}. Intervals "
         "are 95 % over seeds of pre-training (Student's t), not adjusted for their number; of an "
         "inflection point they are percentiles of a bootstrap over those seeds, which with few "
         "seeds is coarse."
