@@ -73,7 +73,7 @@ def laptop() -> ConfigDict:
             examples=512,
             batch_size=8,
             learning_rate=1e-3,
-            evaluate_every=16,
+            evaluate_every=4,  # between two looks the held-out loss is interpolated
             seeds=SEEDS,
             together=True,  # seeds are members of one population
         )

@@ -148,7 +148,7 @@ def _epochs(ax, arm: Arm) -> None:
 
 def _short(name: str) -> str:
     """The name of an arm without the description of its schedule."""
-    return re.sub(r": [^,]*", "", name).removesuffix(" order")
+    return re.sub(r": [^,]*", "", name).replace(" order", "")
 
 
 def _draw_stairs(arms: Sequence[Arm], path: Path) -> None:
@@ -182,7 +182,7 @@ def _draw_gain(arms: Sequence[Arm], path: Path) -> None:
     rows = -(-len(shown) // columns)
     with style():
         fig = MatplotlibFigure(figsize=(3.4 * columns, 2.8 * rows))
-        axes = fig.subplots(rows, columns, sharex=True, squeeze=False).reshape(-1)
+        axes = fig.subplots(rows, columns, squeeze=False).reshape(-1)
         for ax, p in zip(axes, shown, strict=False):
             rate_K, gain_K = p.causes[0], p.gains.mean(0)
             ax.plot(rate_K, gain_K, "o", markersize=3, alpha=0.7)
