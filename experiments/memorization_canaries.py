@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lmnoise import keys
 from lmnoise.errors import UserError
 from lmnoise.evaluation import memorization
-from lmnoise.evaluation.continuation import greedy
+from lmnoise.evaluation.generation import generate
 from lmnoise.report import (
     COLOURS,
     Estimate,
@@ -154,7 +154,7 @@ def _asked(
     verbatim_MN = []
     for member in range(population.count):
         own = jax.tree.map(lambda leaf, m=member: leaf[m], params)
-        said = greedy(model, own, prompts, secret)
+        said = generate(model, own, prompts, secret)
         verbatim_MN.append(
             [
                 memorization.verbatim_rate([found], [text[-secret:]])

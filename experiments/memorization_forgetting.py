@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from lmnoise import keys
 from lmnoise.errors import UserError
 from lmnoise.evaluation import memorization
-from lmnoise.evaluation.continuation import greedy
+from lmnoise.evaluation.generation import generate
 from lmnoise.training.mesh import put_whole
 from lmnoise.training.population import Population
 
@@ -169,7 +169,7 @@ def _probe(
     )
 
     def verbatim(own, tokens_NT):
-        said = greedy(model, own, tokens_NT[:, :half].tolist(), section.new_tokens)
+        said = generate(model, own, tokens_NT[:, :half].tolist(), section.new_tokens)
         wanted = tokens_NT[:, half : half + section.new_tokens].tolist()
         return memorization.verbatim_rate(said, wanted)
 
