@@ -4,8 +4,16 @@ Command:
     python experiments/memorization.py --config=configs/memorization.py:laptop \\
         --workdir=runs/memorization-laptop
 
-Cost of `laptop`: to be measured.
-Expected of `laptop`: to be measured.
+Cost of `laptop`: about 11 minutes on two quiet cores, more than half of it SmolLM2-135M (an estimate
+from its parts, on a machine that was busy); 5 GB of memory. `gpu`: an estimate, not yet run: an
+hour on one GPU of 80 GB.
+Expected of `laptop`, the model of 1M parameters: the loss steps down at the boundaries of epochs,
+by 0.33 and 0.38 nats under schedule A in fixed order (standard errors 0.015), 0.10 to 0.13 under B
+and a constant rate; one sight gives 0.15 to 0.23 nats more than held-out text gains; under A the
+gain goes with the rate at the first sight (correlation 0.20; 0.32 beside the constant rate, whose
+own is -0.07). SmolLM2: from 3.8 over 2.8 to 2.1 nats, flat inside epochs. Exposure of canaries is
+that of chance up to 2 repetitions, 3.2 bits at 4 and the largest at 32, of which two thirds come
+back verbatim.
 """
 
 from typing import Any
@@ -19,7 +27,6 @@ from lmnoise.config import preset
 # What makes the whole study run in seconds on any small model.
 SMALL = dict(
     data=dict(length=16, batch_size=8),
-    heldout_windows=8,
     model=dict(logits_chunk=64),
     pretraining=dict(
         data=dict(tokenizer="bytes", length=16, evaluate_windows=8),
@@ -34,6 +41,7 @@ SMALL = dict(
         evaluate_every=4,
         learning_rate=1e-2,
         schedules=("cyclical", "constant"),
+        windows=8,
     ),
     imported=dict(
         examples=16,
@@ -43,6 +51,7 @@ SMALL = dict(
         evaluate_every=8,
         schedules=("cosine",),
         reshuffled=(),
+        windows=8,
     ),
     # Of one shape and length where that can be, so that few programs are compiled.
     canaries=dict(
@@ -64,12 +73,12 @@ def laptop() -> ConfigDict:
     config.data.batch_size = 8
     config.continuation.prompts = ()  # nothing is said in free text
     with config.unlocked():
-        config.heldout_windows = 64  # of each corpus
         config.pretraining = _pretraining()
         config.own = _sights(
             checkpoint="",  # the model of `pretraining`
             corpus=NARROW,
             sources=(NARROW, GENERAL, OTHER),
+            windows=64,  # of each of them
             examples=512,
             batch_size=8,
             learning_rate=1e-3,
@@ -81,7 +90,8 @@ def laptop() -> ConfigDict:
             checkpoint="smollm2",  # "" leaves it out
             corpus=GENERAL,
             sources=(GENERAL,),
-            examples=96,
+            windows=16,
+            examples=72,
             batch_size=6,
             learning_rate=1e-4,
             evaluate_every=4,
@@ -135,7 +145,7 @@ def _chapters() -> dict[str, dict[str, Any]]:
         sizes=dict(corpus=NARROW, small=128, large=832, steps=208, **common, **probes),
         stages=dict(first=NARROW, second=OTHER, rows=1024, **common),
         mixing=dict(
-            corpus=NARROW, original=GENERAL, rows=48, epochs=16, times=(0, 5, 10), **common,
+            corpus=NARROW, original=GENERAL, rows=32, epochs=12, times=(0, 5, 10), **common,
             **probes,
         ),
     )  # fmt: skip
@@ -146,14 +156,13 @@ def gpu() -> ConfigDict:
     config = laptop()
     config.data.update(dict(length=128, batch_size=16))
     config.model.logits_chunk = 4096
-    config.heldout_windows = 256
     config.pretraining.model.update(dict(layers=8, width=512, heads=8))
     config.pretraining.data.length = 128
     config.pretraining.train.update(dict(steps=6000, batch_size=128, checkpoint_every=1000))
-    config.own.update(dict(examples=2048, batch_size=16, learning_rate=5e-4))
+    config.own.update(dict(examples=2048, batch_size=16, learning_rate=5e-4, windows=256))
     config.imported.update(
         dict(examples=1024, batch_size=8, evaluate_every=16, seeds=SEEDS, checkpoint_every=128,
-             learning_rate=5e-5)
+             learning_rate=5e-5, windows=128)
     )  # fmt: skip
     config.canaries.update(dict(rows=16384, each=8, batch_size=16, learning_rate=5e-4))
     config.sizes.update(dict(small=500, large=3250, steps=812, batch_size=8, learning_rate=5e-4))

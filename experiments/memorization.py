@@ -85,7 +85,7 @@ def _pretrained(config: ConfigDict, workdir: Path) -> Any:
 def _open(config: ConfigDict, section: ConfigDict, checkpoint: str, workdir: Path) -> Any:
     """A checkpoint with every corpus that it will read prepared; the tuned one is scored first."""
     read = [section, *(config[name] for name in CHAPTERS)] if section is config.own else [section]
-    subject = open_subject(checkpoint, config, section.sources, config.heldout_windows, workdir)
+    subject = open_subject(checkpoint, config, section.sources, section.windows, workdir)
     for name in forgetting.corpora(read):
         prepare(name, data_dir=config.data.data_dir, tokenizer=subject.checkpoint.tokenizer)
     return subject
