@@ -4,9 +4,9 @@ Command:
     python experiments/memorization.py --config=configs/memorization.py:laptop \\
         --workdir=runs/memorization-laptop
 
-Cost of `laptop`: about 11 minutes on two quiet cores, more than half of it SmolLM2-135M (an estimate
-from its parts, on a machine that was busy); 5 GB of memory. `gpu`: an estimate, not yet run: an
-hour on one GPU of 80 GB.
+Cost of `laptop`: about 11 minutes on two quiet cores, half of it SmolLM2-135M (an estimate from
+its parts, on a machine that was busy); 5 GB of memory. `gpu`: an estimate, not yet run: an hour on
+one GPU of 80 GB.
 Expected of `laptop`, the model of 1M parameters: the loss steps down at the boundaries of epochs,
 by 0.33 and 0.38 nats under schedule A in fixed order (standard errors 0.015), 0.10 to 0.13 under B
 and a constant rate; one sight gives 0.15 to 0.23 nats more than held-out text gains; under A the

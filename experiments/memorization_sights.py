@@ -190,8 +190,9 @@ def _arm(bench: Bench, section: ConfigDict, label: str, name: str, order: str) -
 
 
 def _identity(section: ConfigDict) -> dict[str, Any]:
-    """What a single arm depends on: not which others there are."""
-    free = ("schedules", "reshuffled", "seeds", "together", "checkpoint_every", "sources")
+    """What a single arm depends on, besides what the subject says: not which others there are."""
+    free = ("schedules", "reshuffled", "seeds", "together", "checkpoint_every", "draw", "sources",
+            "windows")  # fmt: skip
     return {key: value for key, value in section.to_dict().items() if key not in free}
 
 
