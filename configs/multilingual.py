@@ -4,7 +4,11 @@ Command:
     python experiments/multilingual.py --config=configs/multilingual.py:laptop \
         --workdir=runs/multilingual-laptop
 
-COST
+Cost of `laptop`: COSTLINE; `gpu`: an estimate, not yet run: an hour on one GPU of 80 GB.
+Expected of `laptop` (SmolLM2-135M, 4-bit weights): before fine-tuning, CKA of Chinese with English
+is about 0.5 in the middle layers and 0.2 in the embeddings, of Korean and Russian about 0.4, all
+above the shuffled null; the heads of layer 16 and of layers 1 and 2 that attend to the previous
+token give it 56 to 87 %; a few heads attend along dependency arcs 5 % more than to unlinked words.
 """
 
 from ml_collections import ConfigDict

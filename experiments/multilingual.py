@@ -17,7 +17,16 @@ import multilingual_report
 from absl import flags
 from ml_collections import ConfigDict
 from multilingual_result import Result
-from multilingual_runs import DIRECT, EXTENDED, Runs, beginnings, endings, extended, identity_of
+from multilingual_runs import (
+    DIRECT,
+    EXTENDED,
+    Runs,
+    beginnings,
+    endings,
+    extended,
+    identity_of,
+    switched,
+)
 from multilingual_texts import read
 
 from lmnoise import cli, storage
@@ -26,6 +35,7 @@ from lmnoise.analyze import series
 from lmnoise.analyze.defaults import label
 from lmnoise.analyze.subject import open_subject
 from lmnoise.errors import Stopped, UserError
+from lmnoise.evaluation.scripts import SCRIPTS
 from lmnoise.report import provenance, write_report
 
 SECTIONS = ("checkpoint", "multilingual", "data", "model", "mesh", "continuation")
@@ -39,13 +49,7 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
       UserError: a key has no sensible value, or a text is missing.
     """
     section = config.multilingual
-    if surplus := set(section.extended) - set(section.languages):
-        raise UserError(
-            f"config.multilingual.extended has {sorted(surplus)[0]}, which is not among "
-            "config.multilingual.languages: new tokens are held against training without them"
-        )
-    if section.training.evaluate_every < 1:
-        raise UserError("config.multilingual.training.evaluate_every must be at least 1")
+    _check(section)
     folder.mkdir(parents=True, exist_ok=True)
     subject = open_subject(config.checkpoint, config, (), 0, workdir)
     texts = read(subject, config)
@@ -64,10 +68,15 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
         grown = extended(subject, language, config)
         runs = Runs(grown, config, texts, EXTENDED, identity)
         found[label(language)][EXTENDED] = runs.measure(language)
-    begun, people = (
-        {language: half(texts.scored[language], section.generation.prompts) for language in found}
-        for half in (beginnings, endings)
-    )
+    count, tokenizer = section.generation.prompts, subject.tokenizer
+    begun = {language: beginnings(texts.scored[language], count) for language in found}
+    people = {
+        language: [
+            switched(tokenizer.encode(text), tokenizer, language)
+            for text in endings(texts.scored[language], count)
+        ]
+        for language in found
+    }
     sizes = {name: [len(text.encode()) for text in of] for name, of in texts.scored.items()}
     result = Result(before, found, begun, people, sizes)
     blocks = [f"Made by `{command}`.", header]
@@ -75,6 +84,23 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
     origin = provenance(config, section.seeds)
     write_report(folder, "What fine-tuning on a language changes", blocks, origin, config)
     return folder / "report.md"
+
+
+def _check(section: ConfigDict) -> None:
+    """Raises a UserError for a value that would only fail after hours."""
+    if surplus := set(section.extended) - set(section.languages):
+        raise UserError(
+            f"config.multilingual.extended has {sorted(surplus)[0]}, which is not among "
+            "config.multilingual.languages: new tokens are held against training without them"
+        )
+    for language in map(label, section.languages):
+        if language.split("-")[0] not in SCRIPTS:
+            raise UserError(
+                f"config.multilingual.languages has {language}, whose scripts are not known: name "
+                f"the corpus's folder {', '.join(SCRIPTS)}, or add it to lmnoise/evaluation/scripts"
+            )
+    if section.training.evaluate_every < 1:
+        raise UserError("config.multilingual.training.evaluate_every must be at least 1")
 
 
 def main() -> int:

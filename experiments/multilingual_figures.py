@@ -133,9 +133,9 @@ def switched(result: Any, path: Path) -> None:
         axes = fig.subplots(1, len(result.runs), squeeze=False)[0]
         for ax, (language, kinds) in zip(axes, result.runs.items(), strict=True):
             for kind, runs in kinds.items():
-                curves = [result_of.switched(run, language) for run in runs]
+                curves = [result_of.switched(run) for run in runs]
                 _line(ax, result_of.steps(runs[0]), curves, color=_COLOUR[kind], label=kind)
-            people = result_of.share(result.people[language], language)
+            people = result_of.mean(result.people[language])
             ax.axhline(people, color="#000000", linestyle=":", lw=0.9, label="people")
             ax.set_title(f"trained on {language}")
             ax.set_xlabel("steps")

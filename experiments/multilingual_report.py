@@ -9,7 +9,7 @@ import multilingual_figures as figures
 import numpy as np
 from ml_collections import ConfigDict
 from multilingual_probes import ARCS, MEASURES, array, curve
-from multilingual_result import Result, bits, share, steps, switched
+from multilingual_result import Result, bits, mean, steps, switched
 from multilingual_runs import DIRECT, EXTENDED
 from scipy.stats import norm
 
@@ -64,7 +64,8 @@ def blocks(result: Result, config: ConfigDict, folder: Path) -> list[str | Table
         ),
         heads,
         "## Code-switched output",
-        "Share of what the model writes outside the language's scripts, "
+        "Share of the tokens written that complete a letter outside the language's scripts, of "
+        "those that complete any; "
         f"{section.generation.prompts} prompts (first halves of held-out paragraphs), "
         f"{section.generation.new_tokens} tokens each, temperature "
         f"{section.generation.temperature:g}, top-p {section.generation.top_p:g}. Between "
@@ -220,10 +221,10 @@ def _verdict_heads(result: Result, language: str) -> str:
 def _verdict_switched(result: Result, language: str) -> str:
     parts = []
     for kind, runs in result.runs[language].items():
-        curves = [switched(run, language) for run in runs]
+        curves = [switched(run) for run in runs]
         change = mean_and_error([float(c[-1] - c[0]) for c in curves])
         parts.append(f"{kind} {curves[0][0]:.2f} before, change {change.text(2)} ({shown(change)})")
-    people = share(result.people[language], language)
+    people = mean(result.people[language])
     return f"Code-switched share in {language}: {'; '.join(parts)}; people {people:.2f}."
 
 
@@ -312,7 +313,7 @@ def _heads(result: Result) -> Table:
 
 def _written(result: Result) -> Table:
     rows = [
-        (language, kind, int(step), mean_and_error([switched(r, language)[n] for r in runs]))
+        (language, kind, int(step), mean_and_error([switched(r)[n] for r in runs]))
         for language, kinds in result.runs.items()
         for kind, runs in kinds.items()
         for n, step in enumerate(steps(runs[0]))

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from lmnoise.evaluation.scripts import code_switched
 
 
 class Result(NamedTuple):
@@ -14,14 +13,15 @@ class Result(NamedTuple):
     Attributes:
       before: the probes of the checkpoint as it is.
       runs: {language: {kind: a run a seed}}.
-      prompts, people: {language: texts}, the prompts and what people wrote after them.
+      prompts: {language: texts}.
+      people: {language: code-switched share of what people wrote after each prompt}.
       sizes: {language: bytes of each scored text}, English first.
     """
 
     before: dict[str, Any]
     runs: dict[str, dict[str, list[dict[str, Any]]]]
     prompts: dict[str, list[str]]
-    people: dict[str, list[str]]
+    people: dict[str, list[float | None]]
     sizes: dict[str, list[int]]
 
 
@@ -35,12 +35,12 @@ def steps(run: dict[str, Any]) -> np.ndarray:
     return np.array([row["step"] for row in run["rows"]])
 
 
-def switched(run: dict[str, Any], language: str) -> np.ndarray:
-    """The code-switched share along a run, the mean of its continuations."""
-    return np.array([share(row["written"], language) for row in run["rows"]])
+def switched(run: dict[str, Any]) -> np.ndarray:
+    """The code-switched share of tokens along a run, the mean of its continuations."""
+    return np.array([mean(row["switched"]) for row in run["rows"]])
 
 
-def share(texts: Sequence[str], language: str) -> float:
-    """The mean code-switched share of texts; those without a letter have none and are left out."""
-    found = [code_switched(text, language) for text in texts]
-    return float(np.nanmean(found)) if np.isfinite(found).any() else math.nan
+def mean(shares: Sequence[float | None]) -> float:
+    """The mean of those that there are, NaN for none."""
+    found = [share for share in shares if share is not None]
+    return float(np.mean(found)) if found else math.nan

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +20,11 @@ from lmnoise.analyze.importance import digest_of
 from lmnoise.analyze.subject import Subject, prepare_all, subject_of
 from lmnoise.checkpoints import fingerprint
 from lmnoise.data.files import atomic_folder, locked
-from lmnoise.data.tokenizer import tokenizer_files
+from lmnoise.data.tokenizer import Tokenizer, tokenizer_files
 from lmnoise.evaluation import vocabulary
 from lmnoise.evaluation.generation import generate
 from lmnoise.evaluation.language import scorer
+from lmnoise.evaluation.scripts import code_switched_tokens
 from lmnoise.models.transformer import LanguageModel
 from lmnoise.training.metrics import read_rows
 
@@ -115,10 +117,10 @@ class Runs:
         """Nats of every held-out text, and what the model writes."""
         sums = self._scorers[language](params)
         nats = {name: of_source.losses_MD[0].tolist() for name, of_source in sums.items()}
-        return [{"member": 0, "nats": nats, "written": self._write(language, params)}]
+        return [{"member": 0, "nats": nats, **self._write(language, params)}]
 
-    def _write(self, language: str, params: Any) -> list[str]:
-        """Continuations of the first halves of held-out paragraphs."""
+    def _write(self, language: str, params: Any) -> dict[str, Any]:
+        """Continuations of the first halves of held-out paragraphs, and their foreign share."""
         section, tokenizer = self.config.multilingual.generation, self.subject.tokenizer
         begun = beginnings(self.texts.scored[language], section.prompts)
         prompts = [[front(self.subject), *tokenizer.encode(text)] for text in begun]
@@ -133,7 +135,16 @@ class Runs:
                 temperature=section.temperature,
                 top_p=section.top_p,
             )
-        return [tokenizer.decode(ids) for ids in found]
+        return {
+            "written": [tokenizer.decode(ids) for ids in found],
+            "switched": [switched(ids, tokenizer, language) for ids in found],
+        }
+
+
+def switched(ids: list[int], tokenizer: Tokenizer, language: str) -> float | None:
+    """The share of code-switched tokens; None where no token has a letter."""
+    share = code_switched_tokens(ids, tokenizer.decode, language, {tokenizer.eos_id})
+    return None if math.isnan(share) else share
 
 
 def beginnings(texts: list[str], count: int) -> list[str]:

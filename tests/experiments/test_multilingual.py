@@ -145,6 +145,10 @@ def test_keys_without_sense_are_refused(root, tmp_path):
     with pytest.raises(UserError, match="libreoffice_aligned/de, which is not among"):
         multilingual.run(config, tmp_path, tmp_path, "x")
     config = small(root, "laptop")
+    config.multilingual.languages = config.multilingual.extended = ("./klingon/",)
+    with pytest.raises(UserError, match="klingon, whose scripts are not known"):
+        multilingual.run(config, tmp_path, tmp_path, "x")
+    config = small(root, "laptop")
     config.data.length = 16
     with pytest.raises(UserError, match=r"config.data.length of 16 tokens: raise it"):
         multilingual.run(config, tmp_path, tmp_path, "x")
