@@ -17,6 +17,7 @@ from lmnoise.data.stream import Windows
 from lmnoise.data.tasks import Task, open_task
 from lmnoise.evaluation.finetune import FineTuner, Outcome, PreTraining, Setting, grid
 from lmnoise.report import Figure, Table
+from lmnoise.training import mesh as meshes
 
 TITLE = "Fine-tuning: gain and forgetting"
 
@@ -38,6 +39,8 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
     """Fine-tunes the checkpoint on every task by every method, at every setting of its grid."""
     section, data = config.finetune, config.data
     by_method = methods(section)
+    devices = subject.mesh.shape["member"]
+    meshes.check_divisible(subject.mesh, members=devices, batch_size=section.batch_size)
     windows = Windows(subject.packed(section.pretraining, "train"), data.length)
     [heldout] = subject.sources
     tasks = [

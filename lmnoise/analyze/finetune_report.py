@@ -211,7 +211,8 @@ def _panel(ax: Axes, methods: Methods) -> None:
         [_gain(o).mean for o in edge], [_forgetting(o).mean for o in edge],
         "--", linewidth=1, color="grey", zorder=0,
     )  # fmt: skip
-    ax.set_yscale("symlog", linthresh=0.01)
+    if any(abs(y) > 0.1 for y in ax.get_ylim()):
+        ax.set_yscale("symlog", linthresh=0.01)
     ax.set_xlabel("gain on the test rows, nats per token")
     ax.set_ylabel("forgetting, nats per token")
 

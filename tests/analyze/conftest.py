@@ -80,12 +80,8 @@ def small(corpora):
             )
             # Every kind of method is a program of its own.
             with config.unlocked():
-                config.finetune.methods = ConfigDict(
-                    dict(
-                        full=dict(learning_rate=(1e-3, 1e-2)),
-                        low_rank=dict(rank=(2,), learning_rate=(1e-2,)),
-                    )
-                )
+                full = dict(learning_rate=(1e-3, 1e-2))
+                config.finetune.methods = ConfigDict(dict(full=full))
         if "recover" in config:
             config.recover.language = texts[1]
         return config

@@ -1,6 +1,7 @@
 """Grids against optimisers written out, populations against single runs, and what a stop leaves."""
 
 import dataclasses
+import functools
 import logging
 import os
 import signal
@@ -157,21 +158,23 @@ def by_hand(start, loss, total):
     The schedule is one of `total` steps with a warm-up of one, shrunk to those of the setting.
     """
 
-    @jax.jit
-    def step(params, state, tokens, weights, rate):
-        optimizer = optax.chain(
+    def optimizer_at(rate):
+        return optax.chain(
             optax.clip_by_global_norm(1.0),
             optax.adamw(rate, b1=0.9, b2=0.95, weight_decay=0.0),
         )
-        state = optimizer.init(params) if state is None else state
+
+    @jax.jit
+    def step(params, state, tokens, weights, rate):
         gradient = jax.grad(lambda p: (loss(p, tokens) * weights).sum() / weights.sum())(params)
-        updates, state = optimizer.update(gradient, state, params)
+        updates, state = optimizer_at(rate).update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
     def train(learning_rate, steps, seed):
         schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, 1, total, 0.1)
         order = keyed_order(0, ROWS, f"{seed}/task")
-        params, state = start, None
+        shapes = jax.eval_shape(optimizer_at(1.0).init, start)
+        params, state = start, jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
         for k in range(steps):
             chosen = [order[k * BATCH + b] for b in range(BATCH)]
             tokens, weights = TASK.train.tokens[chosen], TASK.train.weights[chosen]
@@ -200,7 +203,8 @@ def test_a_member_is_a_loop_written_out(outcomes):
 
 def test_low_rank_updates_below_the_largest_rank_are_a_loop_written_out(outcomes):
     setting = SETTINGS[-2]
-    low = lora.init(keys.fold(jax.random.key(setting.seed), "parameters"), START, setting.rank)
+    key = keys.fold(jax.random.key(setting.seed), "parameters")
+    low = jax.jit(lambda key: lora.init(key, START, setting.rank))(key)
     base = jax.tree.map(jnp.asarray, START)
     train = by_hand(low, lambda low, tokens: token_losses(lora.merge(base, low), tokens), 3)
     assert_close(KEPT[setting], lora.merge(base, train(1e-2, 3, setting.seed)))
@@ -253,9 +257,15 @@ def test_a_member_that_diverges_is_a_result_and_harms_no_other(outcomes):
         assert np.isnan(outcome.after["test"].accuracy.mean)
 
 
+@pytest.fixture
+def alone(single, monkeypatch):
+    """With room for one state at a time each setting trains on its own, a step a dispatch."""
+    monkeypatch.setattr(finetune_program, "_SHORT", 0.0)
+    return single
+
+
 @pytest.fixture(scope="module")
-def alone():
-    """With room for one state at a time each setting trains on its own."""
+def single():
     return finetuner(FULL, state_bytes=1)
 
 
@@ -288,8 +298,6 @@ def test_a_stopped_run_goes_on_exactly(alone, outcomes, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return call(self, index)
 
-    # A step at a time, so that a signal comes in between.
-    monkeypatch.setattr(finetune_program, "_SHORT", 0.0)
     monkeypatch.setattr(Batches, "__call__", batches)
     with pytest.raises(Stopped):
         alone.run(START, workdir=tmp_path, record={})
@@ -311,7 +319,9 @@ def test_a_stopped_run_goes_on_exactly(alone, outcomes, tmp_path, monkeypatch):
 
 def test_frozen_entries_keep_their_bits(tmp_path):
     settings = [Setting(1e-2, frozen="some"), Setting(1e-1, frozen="some")]
-    finetuner(settings, masks=MASK).run(START, workdir=tmp_path, record={}, after=to_host)
+    finetuner(settings, masks=MASK, pretraining=None).run(
+        START, workdir=tmp_path, record={}, after=to_host
+    )
     for setting in settings:
         for after, before, frozen in zip(
             *map(jax.tree.leaves, (KEPT[setting], START, MASK["some"])), strict=True
@@ -321,12 +331,12 @@ def test_frozen_entries_keep_their_bits(tmp_path):
 
 
 REPLAY = jax.jit(Replay(VOCAB, TASK.train))
+whole_batch = functools.cache(Batches(TASK.train, OneToken(), [0, 1], ROWS, mesh()))
 
 
 def replayed(rate, seed, step=0):
     """Which rows of a step are pre-training text, and their weights."""
-    batches = Batches(TASK.train, OneToken(), [0, 1], ROWS, mesh())
-    batch = {k: v[0] for k, v in batches(step).items()} | {"index": np.int32(step)}
+    batch = {k: v[0] for k, v in whole_batch(step).items()} | {"index": np.int32(step)}
     member = {"seed": seed, "rate": rate, "kind": 0}
     found = jax.device_get(REPLAY(batch, member))
     taken = (found["tokens"] == 3).all(1)
@@ -394,10 +404,14 @@ def test_logits_at_a_position_are_those_of_the_whole_row():
     model = LanguageModel(
         llama(vocab_size=VOCAB, context=LENGTH, layers=1, width=8, heads=2, kv_heads=1, mlp_width=8)
     )
-    params, tokens = model.init(jax.random.key(0)), TASK.test.tokens[:3, :-1]
-    position = np.array([0, 7, 3], np.int32)
-    whole = jax.jit(model.logits)(params, tokens)
-    found = jax.jit(model.logits_at)(params, tokens, position)
+    tokens, position = TASK.test.tokens[:3, :-1], np.array([0, 7, 3], np.int32)
+
+    @jax.jit
+    def both(key):
+        params = model.init(key)
+        return model.logits(params, tokens), model.logits_at(params, tokens, position)
+
+    whole, found = jax.device_get(both(jax.random.key(0)))
     np.testing.assert_allclose(found, whole[np.arange(3), position], rtol=1e-5, atol=1e-6)
 
 
