@@ -138,7 +138,7 @@ def _chapters() -> dict[str, dict[str, Any]]:
             secret=3,
             symbols=10,
             repeats=(0, 1, 2, 4, 8, 16, 32),
-            each=4,  # canaries of each number of repetitions
+            each=8,  # canaries of each number of repetitions
             draw=0,  # seed of the canaries themselves
             **common,
         ),
@@ -164,7 +164,7 @@ def gpu() -> ConfigDict:
         dict(examples=1024, batch_size=8, evaluate_every=16, seeds=SEEDS, checkpoint_every=128,
              learning_rate=5e-5, windows=128)
     )  # fmt: skip
-    config.canaries.update(dict(rows=16384, each=8, batch_size=16, learning_rate=5e-4))
+    config.canaries.update(dict(rows=16384, batch_size=16, learning_rate=5e-4))
     config.sizes.update(dict(small=500, large=3250, steps=812, batch_size=8, learning_rate=5e-4))
     config.stages.update(dict(rows=3200, batch_size=16, learning_rate=5e-4))
     config.mixing.update(dict(rows=64, batch_size=16, learning_rate=5e-4))

@@ -11,7 +11,6 @@ report. Results are stored one by one: the same command goes on after a stop or 
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 import memorization_canaries as canaries
 import memorization_forgetting as forgetting
@@ -25,9 +24,9 @@ from ml_collections import ConfigDict
 
 from lmnoise import cli, storage
 from lmnoise import config as configs
-from lmnoise.analyze.subject import open_subject
+from lmnoise.analyze.subject import Subject, open_subject
 from lmnoise.data.packing import prepare
-from lmnoise.errors import Stopped
+from lmnoise.errors import Stopped, UserError
 from lmnoise.report import provenance, write_report
 from lmnoise.train import train
 
@@ -40,7 +39,9 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
 
     Raises:
       Stopped: a signal came while a model was trained; what was found is stored.
+      UserError: a corpus that is trained on is not scored, or what the chapters say.
     """
+    _check(config)
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(_pretrained(config, workdir))
     arms = {"own": sights.measure(bench, config.own, "own")}
@@ -71,7 +72,7 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
     return folder / "report.md"
 
 
-def _pretrained(config: ConfigDict, workdir: Path) -> Any:
+def _pretrained(config: ConfigDict, workdir: Path) -> Subject:
     """The own model, pre-trained or read back."""
     own = config.pretraining.copy_and_resolve_references()
     own.data.data_dir = config.data.data_dir
@@ -82,13 +83,25 @@ def _pretrained(config: ConfigDict, workdir: Path) -> Any:
     return _open(config, config.own, str(workdir / "pretrained"), workdir)
 
 
-def _open(config: ConfigDict, section: ConfigDict, checkpoint: str, workdir: Path) -> Any:
-    """A checkpoint with every corpus that it will read prepared; the tuned one is scored first."""
-    read = [section, *(config[name] for name in CHAPTERS)] if section is config.own else [section]
-    subject = open_subject(checkpoint, config, section.sources, section.windows, workdir)
-    for name in forgetting.corpora(read):
-        prepare(name, data_dir=config.data.data_dir, tokenizer=subject.checkpoint.tokenizer)
-    return subject
+def _open(config: ConfigDict, section: ConfigDict, checkpoint: str, workdir: Path) -> Subject:
+    return open_subject(checkpoint, config, section.sources, section.windows, workdir)
+
+
+def _check(config: ConfigDict) -> None:
+    """Every corpus that is trained on is scored, the one of the sights first."""
+    for name in ("own", "imported"):
+        if config[name].sources[:1] != (config[name].corpus,):
+            raise UserError(
+                f"config.{name}.sources must begin with config.{name}.corpus, "
+                f"{config[name].corpus!r}"
+            )
+    for name in CHAPTERS:
+        for key in ("corpus", "first", "second", "original"):
+            if config[name].get(key, config.own.corpus) not in config.own.sources:
+                raise UserError(
+                    f"config.own.sources lacks {config[name][key]!r}, which config.{name}.{key} "
+                    "names: add it"
+                )
 
 
 def _title(bench: Bench) -> str:

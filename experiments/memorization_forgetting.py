@@ -1,6 +1,5 @@
 """What else a fine-tuning set does: its size, stages against one mixture, many epochs on little."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -186,9 +185,3 @@ def _probe(
 def changes(curve: Curve, source: str) -> np.ndarray:
     """The held-out loss at the end minus that at the start, (R,)."""
     return curve.losses[source][:, -1] - curve.losses[source][:, 0]
-
-
-def corpora(sections: Sequence[ConfigDict]) -> list[str]:
-    """The corpora that the chapters read, each once."""
-    named = ("corpus", "first", "second", "original")
-    return list(dict.fromkeys(s[key] for s in sections for key in named if key in s))

@@ -126,6 +126,17 @@ def test_a_batch_that_does_not_divide_the_examples_is_refused(corpora):
         memorization_sights.measure(None, config.own, "own")
 
 
+def test_a_corpus_that_is_not_scored_is_refused_before_training(corpora, tmp_path):
+    study = load(ROOT / "experiments" / "memorization.py")
+    config = shrunk("laptop", corpora)
+    config.stages.second = "elsewhere"
+    with pytest.raises(UserError, match=r"own\.sources lacks 'elsewhere', which config\.stages"):
+        study.run(config, tmp_path, tmp_path / "report", "the command")
+    config.own.sources = config.own.sources[::-1]
+    with pytest.raises(UserError, match=r"own\.sources must begin with config\.own\.corpus"):
+        study.run(config, tmp_path, tmp_path / "report", "the command")
+
+
 def test_orders_are_epochs_of_all_examples():
     training = Training(steps=6, batch_size=4, learning_rate=1.0, schedule="constant")
     fixed_KB = memorization_training.fixed_order(8, training)
