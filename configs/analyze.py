@@ -79,16 +79,20 @@ def gpu() -> ConfigDict:
             heldout_rows=1024,
             batch_size=16,
             seeds=(0, 1, 2),
-            methods=dict(
-                full=dict(learning_rate=(3e-6, 1e-5, 3e-5, 1e-4, 3e-4)),
-                to_start=dict(learning_rate=(1e-5, 3e-5, 1e-4), decay_to_start=(0.1, 1.0)),
-                sharpness=dict(learning_rate=(1e-5, 3e-5, 1e-4), sam_radius=(0.05,)),
-                replay=dict(learning_rate=(1e-5, 3e-5, 1e-4), replay=(0.5,)),
-                low_rank=dict(rank=(8, 64), learning_rate=(1e-4, 3e-4, 1e-3)),
-            ),
             state_gigabytes=30.0,
         )
     )
+    rates = (1e-5, 3e-5, 1e-4)
+    with config.unlocked():  # for methods of other names
+        config.finetune.methods = ConfigDict(
+            dict(
+                full=dict(learning_rate=(3e-6, *rates, 3e-4)),
+                to_start=dict(learning_rate=rates, decay_to_start=(0.1, 1.0)),
+                sharpness=dict(learning_rate=rates, sam_radius=(0.05,)),
+                replay=dict(learning_rate=rates, replay=(0.5,)),
+                low_rank=dict(learning_rate=(1e-4, 3e-4, 1e-3), rank=(8, 64)),
+            )
+        )
     config.parameters.update(dict(windows=16, matched=8, random=4, draws=4))
     return config
 
