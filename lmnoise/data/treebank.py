@@ -68,7 +68,8 @@ def _sentence(text: str, found: Sequence[tuple[str, int, str]]) -> Sentence | No
     words, heads, word_of, end = [], [], [], 0
     for number, (form, head, _) in enumerate(found):
         start = text.find(form, end)
-        if start < 0 or not -1 <= head < len(found):
+        # Text between the words belongs to one that is not listed as such, like French "du".
+        if start < 0 or text[end:start].strip() or not -1 <= head < len(found):
             return None
         joined = number and found[number - 1][1:] == (number, _SAME_WORD) and start == end
         end = start + len(form)

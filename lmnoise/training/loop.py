@@ -220,7 +220,9 @@ class _Run:
         self.bar.update(step - self.bar.n)
         then, since = self.clock
         seconds, steps = time.perf_counter() - then, step - since
-        text = f"loss {losses_M.mean():.3f}"
+        # A member that has ended has no loss.
+        running_M = losses_M[~np.isnan(losses_M)]
+        text = f"loss {running_M.mean():.3f}" if running_M.size else "no loss"
         if seconds > 0 and steps > 0:
             text += f", {steps * self.cost.tokens / seconds:,.0f} tokens/s"
             flops = steps * self.cost.flops / seconds

@@ -1,5 +1,6 @@
 """One optimisation step, generic over the loss; and many of them, for many members, at once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,24 +64,7 @@ def make_train_step(
       weighted: `loss`, one per group (`loss/<group>`), `grad_norm`, `learning_rate`.
     """
 
-    def weighted_sums(params, batch, key):
-        losses = loss(params, batch, key)
-        weights = jnp.broadcast_to(batch["weights"], losses.shape)
-        sums = {"loss": _pair(losses, weights)}
-        for name, mask in batch["groups"].items():
-            sums[f"loss/{name}"] = _pair(losses, weights * mask)
-        return sums["loss"][0], sums
-
-    gradient = jax.grad(weighted_sums, has_aux=True)
-
-    def at(params, batch, key):
-        if accumulate == 1:
-            grads, sums = gradient(params, batch, key)
-        else:
-            grads, sums = _accumulated(gradient, params, batch, key, accumulate)
-        # Of a batch without any weight (every row dropped) the gradient is zero, not 0 / 0.
-        count = sums["loss"][1]
-        return jax.tree.map(lambda g: g / jnp.where(count > 0, count, 1.0), grads), sums
+    at = _mean_gradient(loss, accumulate)
 
     def train_step(state, batch, member):
         key = keys.fold(jax.random.key(member["seed"]), "step", state.step)
@@ -111,19 +95,46 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    def until_its_end(state, batch, member):
-        if "steps" not in member:
-            return train_step(state, batch, member)
-        _, shapes = jax.eval_shape(train_step, state, batch, member)
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.cond(
-            state.step < member["steps"],
-            train_step,
-            lambda state, batch, member: (state, nothing),
-            state, batch, member,
-        )  # fmt: skip
+    return functools.partial(_until_its_end, train_step)
 
-    return until_its_end
+
+def _until_its_end(train_step, state, batch, member):
+    """The step of a member that has not had all of its `steps`; else its state and no metrics."""
+    if "steps" not in member:
+        return train_step(state, batch, member)
+    _, shapes = jax.eval_shape(train_step, state, batch, member)
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.cond(
+        state.step < member["steps"],
+        train_step,
+        lambda state, batch, member: (state, nothing),
+        state, batch, member,
+    )  # fmt: skip
+
+
+def _mean_gradient(loss: Loss, accumulate: int) -> Callable[..., tuple[Any, dict[str, jax.Array]]]:
+    """Builds `at(params, batch, key)`: gradient of the batch's mean loss, and sums for metrics."""
+
+    def weighted_sums(params, batch, key):
+        losses = loss(params, batch, key)
+        weights = jnp.broadcast_to(batch["weights"], losses.shape)
+        sums = {"loss": _pair(losses, weights)}
+        for name, mask in batch["groups"].items():
+            sums[f"loss/{name}"] = _pair(losses, weights * mask)
+        return sums["loss"][0], sums
+
+    gradient = jax.grad(weighted_sums, has_aux=True)
+
+    def at(params, batch, key):
+        if accumulate == 1:
+            grads, sums = gradient(params, batch, key)
+        else:
+            grads, sums = _accumulated(gradient, params, batch, key, accumulate)
+        # Of a batch without any weight (every row dropped) the gradient is zero, not 0 / 0.
+        count = sums["loss"][1]
+        return jax.tree.map(lambda g: g / jnp.where(count > 0, count, 1.0), grads), sums
+
+    return at
 
 
 def _pair(values: jax.Array, weights: jax.Array) -> jax.Array:

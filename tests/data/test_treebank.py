@@ -19,6 +19,16 @@ TEXT = """# sent_id = 1
 2\tnos\tnos\tPRON\t_\t_\t1\tobj\t_\t_
 3\tya\tya\tADV\t_\t_\t1\tadvmod\t_\t_
 
+# text = vamos del centro hasta el mar
+1\tvamos\tir\tVERB\t_\t_\t0\troot\t_\t_
+2-3\tdel\t_\t_\t_\t_\t_\t_\t_\t_
+2\tde\tde\tADP\t_\t_\t4\tcase\t_\t_
+3\tel\tel\tDET\t_\t_\t4\tdet\t_\t_
+4\tcentro\tcentro\tNOUN\t_\t_\t1\tobl\t_\t_
+5\thasta\thasta\tADP\t_\t_\t7\tcase\t_\t_
+6\tel\tel\tDET\t_\t_\t7\tdet\t_\t_
+7\tmar\tmar\tNOUN\t_\t_\t1\tobl\t_\t_
+
 # text = çok iyi
 1\tçok\t_\tADV\t_\t_\t2\tadvmod\t_\t_
 1.1\tnone\t_\t_\t_\t_\t_\t_\t_\t_
@@ -33,7 +43,8 @@ def sentences(tmp_path):
 
 
 def test_words_and_heads(sentences):
-    # The parts of "Evdekiler" are one word; "vamos" is not in the text of its sentence.
+    # The parts of "Evdekiler" are one word; "vamos" is not in the text of its sentence,
+    # and the "el" of "del" must not be taken for the one that comes later.
     first, second = sentences
     assert [first.text[a:b] for a, b in first.words] == ["Evdekiler", "geldi", "."]
     assert first.heads == [1, -1, 1]
