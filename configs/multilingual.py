@@ -4,7 +4,7 @@ Command:
     python experiments/multilingual.py --config=configs/multilingual.py:laptop \
         --workdir=runs/multilingual-laptop
 
-Cost of `laptop`: about 12 minutes on two cores (from CPU time: 24 minutes of one) and 5 GB of
+Cost of `laptop`: about 12 minutes on two cores (from CPU time: 24 minutes of one) and 10 GB of
 memory; `gpu`: an estimate, not yet run: an hour on one GPU of 80 GB.
 Expected of `laptop` (SmolLM2-135M, 4-bit weights): before fine-tuning, CKA of Chinese with English
 is about 0.5 in the middle layers and 0.2 in the embeddings, of Korean and Russian about 0.4, all
