@@ -70,9 +70,9 @@ def _draw(times_T: Any, plain_T: Any, lines: dict, rises: dict, turns: dict, pat
     with style():
         fig = MatplotlibFigure(figsize=(10, 3.9))
         left, right = fig.subplots(1, 2)
-        left.plot(times_T, plain_T, "--", color="0.45", label="without noise")
+        left.plot(times_T, plain_T, "--", color="0.45")
         for colour, scale in zip(COLOURS, turns, strict=False):
-            left.plot(times_T, lines[scale], color=colour, label=f"g = {scale:g}")
+            left.plot(times_T, lines[scale], color=colour)
             right.plot(times_T, rises[scale], color=colour, label=f"g = {scale:g}")
             if times_T[0] <= turns[scale] <= times_T[-1]:
                 left.axvline(turns[scale], color=colour, linestyle=":", lw=1.2)
@@ -82,5 +82,7 @@ def _draw(times_T: Any, plain_T: Any, lines: dict, rises: dict, turns: dict, pat
             ax.set_xscale("log")
             ax.set_xlabel("time of gradient flow")
         right.set_yscale("log")
-        left.legend(fontsize=8)
+        # There no line runs.
+        right.plot([], [], "--", color="0.45", label="without noise")
+        right.legend(fontsize=8, loc="lower right")
         savefig(fig, path)

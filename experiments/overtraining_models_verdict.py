@@ -17,14 +17,18 @@ def blocks(
     trained: Sequence[Trained], noise: Sequence[Curve], tuned: Sequence[Tuned], config: ConfigDict
 ) -> list[str | Table]:
     """The first chapter: scale, sentences, and a table of all modifications for each series."""
-    found: list[str | Table] = ["## What shows, and what does not", _scale(trained, noise, config)]
+    plain = frequencies_loss(config)
+    found: list[str | Table] = [
+        "## What shows, and what does not",
+        _scale(trained, noise, config, plain),
+    ]
     for series, title in SERIES.items():
         curves = [c for c in noise if c.series == series]
-        lines = sentences("Gaussian noise", curves)
+        lines = sentences("Gaussian noise", curves, plain)
         for task in tuned:
             own = [c for c in task.curves if c.series == series]
             fixed = [c for c in own if not c.tuned]
-            lines += sentences(f"Fine-tuning on `{task.task}` at a fixed rate", fixed)
+            lines += sentences(f"Fine-tuning on `{task.task}` at a fixed rate", fixed, plain)
             lines.append(_tuned_sentence(task.task, own))
             if series == "budgets":
                 lines += _cures(task.task, own)
@@ -35,7 +39,9 @@ def blocks(
     return found
 
 
-def _scale(trained: Sequence[Trained], noise: Sequence[Curve], config: ConfigDict) -> str:
+def _scale(
+    trained: Sequence[Trained], noise: Sequence[Curve], config: ConfigDict, plain: float
+) -> str:
     parameters = trained[0].checkpoint.model.parameter_count
     curve = next(c for c in noise if c.series == "budgets")
     first, last = curve.tokens_B[0], curve.tokens_B[-1]
@@ -48,15 +54,21 @@ def _scale(trained: Sequence[Trained], noise: Sequence[Curve], config: ConfigDic
         f"{len(config.members.seed)} seeds, {len(curve.tokens_B)} budgets. As pre-trained the "
         f"held-out loss goes from {base[0].text(3)} to {base[-1].text(3)} nats per token and "
         f"{'falls with every budget' if falls else 'does not fall with every budget'}; the "
-        f"frequencies of the tokens alone would have {frequencies_loss(config):.3f}. Intervals "
+        f"frequencies of the tokens alone would have {plain:.3f}. Intervals "
         "are 95 % over seeds of pre-training (Student's t), not adjusted for their number; of an "
         "inflection point they are percentiles of a bootstrap over those seeds, which with few "
         "seeds is coarse."
     )
 
 
-def sentences(title: str, curves: Sequence[Curve]) -> list[str]:
-    """Progressive sensitivity, catastrophic over-training and which inflection comes first."""
+def sentences(title: str, curves: Sequence[Curve], plain: float) -> list[str]:
+    """Progressive sensitivity, catastrophic over-training and which inflection comes first.
+
+    Args:
+      title: of the modification.
+      curves: its strengths, weakest first.
+      plain: loss of the token frequencies alone.
+    """
     known = [c for c in curves if c.slope is not None]
     if not known:
         return [f"- **{title}**: too few budgets without divergence."]
@@ -69,6 +81,11 @@ def sentences(title: str, curves: Sequence[Curve]) -> list[str]:
     )
     if diverged := [c.name for c in curves if not c.fine.all()]:
         text += f" Some budgets diverged and are left out for {', '.join(diverged)}."
+    if early := [c.name for c in turns if c.before_RB.mean(0)[c.tokens_B == c.turn.least] >= plain]:
+        text += (
+            f" For {', '.join(early)} the turn is where the model as pre-trained knows no more "
+            "than the frequencies of tokens: from there on training brings less than is lost again."
+        )
     return [text, *_earlier(known)]
 
 
@@ -161,7 +178,7 @@ def _table(curves: Sequence[Curve]) -> Table:
         "Loss on held-out pre-training text, nats per token. Sensitivity: slope of (loss after - "
         "loss before) against log2 of the tokens. Rise: from the budget of the least loss, which "
         "for each seed the other seeds choose, to the largest budget; catastrophic over-training "
-        "is shown where its interval lies above 0.",
+        "is shown where its interval lies above 0; it is 0 where the largest budget is least.",
     )
 
 

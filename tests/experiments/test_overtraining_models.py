@@ -189,14 +189,17 @@ def test_the_verdict_says_what_was_planted():
     verdict = STUDY.report.verdict
     rising = planted([0.0, 0.1, 0.3, 0.9, 2.0], strength=4.0)
     flat = planted([0.1] * 5, strength=0.5)
-    [text, earlier] = verdict.sentences("Noise", [flat, rising])
+    [text, earlier] = verdict.sentences("Noise", [flat, rising], 9.0)
     assert "loss grows with the tokens) is shown for 1 of 2 (γ = 4)" in text
     assert "turns up) is shown for 1 of 2 (γ = 4)" in text
     assert "stronger modification is shown: at 16,000,000 tokens for γ = 0.5" in earlier
     assert "at 4,000,000 for γ = 4, 2 doublings earlier (bootstrap 2 to 2)" in earlier
     assert rising.turn.least == 4e6
     assert not flat.turn.shown
-    [text] = verdict.sentences("Noise", [flat])
+    assert "frequencies of tokens" not in text
+    [text, _] = verdict.sentences("Noise", [flat, rising], 2.4)
+    assert "For γ = 4 the turn is where the model as pre-trained knows no more" in text
+    [text] = verdict.sentences("Noise", [flat], 9.0)
     assert text.count("not shown for any of 1 strengths") == 2
 
 
@@ -204,7 +207,7 @@ def test_a_budget_that_diverged_is_left_out():
     curve = planted([0.0, 0.1, 0.3, 0.9, math.inf])
     np.testing.assert_array_equal(curve.fine, [True] * 4 + [False])
     assert curve.turn.least in curve.tokens_B[:4]
-    [text] = STUDY.report.verdict.sentences("Noise", [curve])
+    [text] = STUDY.report.verdict.sentences("Noise", [curve], 9.0)
     assert "Some budgets diverged" in text
 
 
