@@ -50,7 +50,7 @@ SMALL = dict(
         batch_size=2,
         seeds=(0,),
         evaluate_every=4,
-        schedules=("constant",),
+        schedules=("cyclical",),
         reshuffled=(),
         windows=8,
     ),

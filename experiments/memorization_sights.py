@@ -138,6 +138,8 @@ def measure(bench: Bench, section: ConfigDict, label: str) -> list[Arm]:
         raise UserError(
             f"config.{label} names the schedule {min(unknown)!r}: take {', '.join(SCHEDULES)}"
         )
+    if all(name == "constant" for name, _ in arms):
+        raise UserError(f"config.{label}.schedules needs one whose rate varies: cyclical or cosine")
     return [_arm(bench, section, label, name, order) for name, order in arms]
 
 

@@ -119,10 +119,13 @@ def test_the_study_reports_and_goes_on(corpora, tmp_path):
     assert not list((work / "fine-tuning").iterdir())
 
 
-def test_a_batch_that_does_not_divide_the_examples_is_refused(corpora):
+def test_plans_that_cannot_be_compared_are_refused(corpora):
     config = shrunk("laptop", corpora)
     config.own.batch_size = 3
     with pytest.raises(UserError, match=r"config\.own\.batch_size 3 must divide"):
+        memorization_sights.measure(None, config.own, "own")
+    config.own.update(dict(batch_size=2, schedules=("constant",), reshuffled=()))
+    with pytest.raises(UserError, match="needs one whose rate varies"):
         memorization_sights.measure(None, config.own, "own")
 
 
