@@ -9,7 +9,7 @@ less than half of it. `gpu_*` and `pod_*` have not been run.
 Expected of `laptop`: the rise of the loss through noise grows with the tokens at every strength,
 by 0.02 (γ = 0.5) to 1.2 nats (γ = 8) a doubling. The loss after noise falls throughout at γ = 0.5;
 it turns up from 1.2M tokens at γ = 2 and from 0.3M at γ = 4 and 8, of 9.4M. Fine-tuned on German
-at a fixed rate the loss on the reviews falls throughout at 5e-4 and 2e-3 and turns up from 1.2M
+at a fixed rate the loss on the reviews shows no turn at 5e-4 and 2e-3 and turns up from 1.2M
 tokens at 8e-3 and from 0.3M at 3.2e-2; at the tuned rate no turn shows, and the loss on German
 falls with every budget. At the largest budget decay to the start takes 0.43 and replay 0.95 nats
 off the forgetting, for 0.08 and 0.17 nats on German. Topics (r8) are hardly learned at this size.
