@@ -201,7 +201,7 @@ def _turn_cells(turn: Inflection) -> tuple[str, ...]:
     half = (turn.rise_interval[1] - turn.rise_interval[0]) / 2
     return (
         f"{turn.least:,.0f}",
-        f"{low:,.0f} to {high:,.0f}",
+        f"{low:,.0f} to {high:,.0f}" if np.isfinite(low) else "needs three seeds",
         f"{turn.rise:.4f} ± {half:.4f}",
         _turned(turn) if turn.shown else "not shown",
     )
