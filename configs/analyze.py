@@ -80,6 +80,7 @@ def gpu() -> ConfigDict:
             batch_size=16,
             seeds=(0, 1, 2),
             state_gigabytes=30.0,
+            members_at_once=1,  # a batch of 16 x 1024 tokens keeps a GPU busy
         )
     )
     rates = (1e-5, 3e-5, 1e-4)

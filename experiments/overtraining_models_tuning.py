@@ -22,7 +22,9 @@ from lmnoise.data.stream import Windows
 from lmnoise.data.tasks import Task, open_task
 from lmnoise.errors import UserError
 from lmnoise.evaluation.choose import Choice, choose_checkpoint
-from lmnoise.evaluation.finetune import FineTuner, Outcome, PreTraining, Scores, Setting, tuned
+from lmnoise.evaluation.finetune import FineTuner, PreTraining
+from lmnoise.evaluation.outcomes import Outcome, Setting, tuned
+from lmnoise.evaluation.scores import Scores
 from lmnoise.models.transformer import LanguageModel
 
 # What each cure is called; its name is the field of `Setting` and the key of `config.tune.cures`.

@@ -15,8 +15,9 @@ from protocol import serve
 from lmnoise.data.packing import Packed
 from lmnoise.data.stream import Windows, evaluation_batches
 from lmnoise.data.tasks import Rows, Task
-from lmnoise.evaluation.finetune import FineTuner, PreTraining, grid
+from lmnoise.evaluation.finetune import FineTuner, PreTraining
 from lmnoise.evaluation.language import Source
+from lmnoise.evaluation.outcomes import grid
 from lmnoise.models.transformer import LanguageModel
 from lmnoise.training.mesh import make_mesh
 

@@ -9,6 +9,7 @@ checkpoints, it is a series, and the curves run along it. Results are stored one
 `--workdir`: the same command goes on after a stop or a kill.
 """
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -40,9 +41,10 @@ def run(name: str, specs: list[str], config, workdir: Path, folder: Path, comman
       The path of report.md in `folder`.
     """
     analysis = ANALYSES[name]
-    entries = []
+    entries, programs = [], {}
     for spec in specs:
         subject = open_subject(spec, config, analysis.names(config), config[name].windows, workdir)
+        subject = dataclasses.replace(subject, programs=programs)
         entries.append(series.entry(subject, analysis.measure(subject, config)))
         del subject  # before the next one is opened
     entries = series.told_apart(entries)

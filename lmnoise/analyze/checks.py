@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from lmnoise.analyze.defaults import OPERATIONS, label
 from lmnoise.errors import UserError
-from lmnoise.evaluation.finetune import Setting, grid
+from lmnoise.evaluation.outcomes import Setting, grid
 from lmnoise.evaluation.perturb import KINDS, UNITS
 from lmnoise.training.optimizer import SCHEDULES
 
@@ -36,6 +36,7 @@ _LEAST = {
     "finetune.train_rows": 0,
     "finetune.heldout_rows": 0,
     "finetune.batch_size": 1,
+    "finetune.members_at_once": 0,
 }
 _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),

@@ -117,6 +117,7 @@ def _finetune() -> dict[str, Any]:
             low_rank=dict(rank=(8,), learning_rate=(1e-3,)),
         ),
         state_gigabytes=8.0,  # members whose states take more train in turns
+        members_at_once=0,  # of them, on one device; 0: one on CPU, else all
     )
 
 

@@ -1,7 +1,11 @@
-"""What fine-tuning gains and what it forgets, by method and learning rate, along a series."""
+"""What fine-tuning gains and what it forgets, by method and learning rate, along a series.
+
+The outcomes of single settings stay in `<workdir>/finetune`: a grid that grows by a rate trains
+that rate alone. After changing the code remove that folder with `points.jsonl`.
+"""
 
 import hashlib
-import shutil
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,8 @@ from lmnoise.analyze.series import Entry
 from lmnoise.analyze.subject import Subject
 from lmnoise.data.stream import Windows
 from lmnoise.data.tasks import Task, open_task
-from lmnoise.evaluation.finetune import FineTuner, Outcome, PreTraining, Setting, grid
+from lmnoise.evaluation.finetune import FineTuner, PreTraining
+from lmnoise.evaluation.outcomes import Outcome, Setting, grid
 from lmnoise.report import Figure, Table
 from lmnoise.training import mesh as meshes
 
@@ -63,33 +68,41 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
             "pretraining": windows.packed.meta["splits"]["train"]["sha256"],
             "batch_size": section.batch_size,
             "schedule": [section.schedule, section.warmup_fraction],
-            "grids": {name: [vars(s) for s in own] for name, own in by_method.items()},
         }
         for task in tasks
     ]
     by_name = {task.name: task for task in tasks}
     grids = list(dict.fromkeys(s for own in by_method.values() for s in own))
 
-    def work(setting: dict[str, Any]) -> dict[str, Any]:
-        tuner = FineTuner(
-            subject.model,
-            by_name[setting["task"]],
-            grids,
-            mesh=subject.mesh,
-            batch_size=section.batch_size,
-            pretraining=PreTraining(windows, heldout),
-            schedule=section.schedule,
-            warmup_fraction=section.warmup_fraction,
-            state_bytes=1e9 * section.state_gigabytes,
-        )
+    def tuner_of(setting: dict[str, Any]) -> FineTuner:
+        # Rows and text are the same for checkpoints of one tokenizer.
+        key = (subject.model.config, json.dumps(setting | {"text": subject.identity["text"]}))
+        if key not in subject.programs:
+            subject.programs[key] = FineTuner(
+                subject.model,
+                by_name[setting["task"]],
+                grids,
+                mesh=subject.mesh,
+                batch_size=section.batch_size,
+                pretraining=PreTraining(windows, heldout),
+                schedule=section.schedule,
+                warmup_fraction=section.warmup_fraction,
+                state_bytes=1e9 * section.state_gigabytes,
+                members_at_once=section.members_at_once,
+            )
+        return subject.programs[key]
+
+    def work(point: dict[str, Any]) -> dict[str, Any]:
+        # An outcome is stored by its own setting, whatever the others of the grid are.
+        setting = {key: value for key, value in point.items() if key != "grid"}
         record = subject.identity | setting
         folder = subject.workdir / "finetune" / digest_of(record)
         title = f"{subject.name}: {setting['task']}"
-        found = tuner.run(subject.params, workdir=folder, record=record, title=title)
-        shutil.rmtree(folder)
+        found = tuner_of(setting).run(subject.params, workdir=folder, record=record, title=title)
         return {"outcomes": [outcome.to_json() for outcome in found]}
 
-    results = subject.compute(settings, work, "fine-tuning")
+    whole = [vars(setting) for setting in grids]
+    results = subject.compute([s | {"grid": whole} for s in settings], work, "fine-tuning")
     found = {}
     for task, result in zip(tasks, results, strict=True):
         outcomes = map(Outcome.from_json, result["outcomes"])
@@ -101,8 +114,9 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
 
 
 def _digest(task: Task) -> str:
-    """A SHA-256 of all rows."""
+    """A SHA-256 of all rows and of the classes' tokens."""
     digest = hashlib.sha256()
+    digest.update(task.class_tokens.tobytes())
     for rows in (task.train, task.validation, task.test):
         for array in (rows.tokens, rows.weights, rows.label):
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lmnoise.analyze.defaults import label
 from lmnoise.analyze.series import Entry, along, file_name
 from lmnoise.evaluation.choose import choose_checkpoint
-from lmnoise.evaluation.finetune import Outcome, Setting, frontier, tuned
+from lmnoise.evaluation.outcomes import Outcome, Setting, frontier, tuned
 from lmnoise.evaluation.scores import Mean
 from lmnoise.report import (
     COLOURS,

@@ -46,6 +46,7 @@ class Subject:
       tokenizer: the checkpoint's.
       identity: what every stored result depends on besides its own setting.
       workdir: folder of the stored results.
+      programs: what an analysis compiled for one checkpoint of a series, for those after it.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +58,7 @@ class Subject:
     identity: dict[str, Any]
     workdir: Path
     data: ConfigDict
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from lmnoise.evaluation.finetune import Outcome, tuned
+from lmnoise.evaluation.outcomes import Outcome, averaged, tuned
 from lmnoise.evaluation.scores import Mean
 
 

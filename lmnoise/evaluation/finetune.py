@@ -9,7 +9,6 @@ comes of it: all differences are paired.
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -22,8 +21,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lmnoise import tree
 from lmnoise.data.stream import Windows
 from lmnoise.data.tasks import Task
+from lmnoise.errors import Stopped
 from lmnoise.evaluation.finetune_program import (
     Batches,
     Program,
@@ -32,68 +33,13 @@ from lmnoise.evaluation.finetune_program import (
     trained_shapes,
 )
 from lmnoise.evaluation.language import Source
-from lmnoise.evaluation.scores import Examination, Mean, Scores
+from lmnoise.evaluation.outcomes import Outcome, Setting
+from lmnoise.evaluation.scores import Examination
 from lmnoise.models.transformer import LanguageModel
 from lmnoise.training import lora
 from lmnoise.training import mesh as meshes
 from lmnoise.training.optimizer import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One way to fine-tune.
-
-    Attributes:
-      learning_rate: its peak.
-      epochs: passes over the rows of the task; the schedule ends with them.
-      weight_decay: towards zero.
-      decay_to_start: strength of a decay towards the start instead.
-      sam_radius: of sharpness-aware minimisation (arXiv 2010.01412); 0 is plain.
-      replay: share of the rows that are taken from pre-training text instead of the task.
-      frozen: name of a mask whose entries keep their bits; "" freezes none.
-      rank: of low-rank updates of the large kernels (LoRA, arXiv 2106.09685), the only
-        parameters that then train; 0 trains all.
-      seed: of the order of the rows, of the replay and of the low-rank updates.
-    """
-
-    learning_rate: float
-    epochs: float = 1.0
-    weight_decay: float = 0.0
-    decay_to_start: float = 0.0
-    sam_radius: float = 0.0
-    replay: float = 0.0
-    frozen: str = ""
-    rank: int = 0
-    seed: int = 0
-
-    def __post_init__(self):
-        full = not self.rank
-        rules = {
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "epochs": (self.epochs > 0, "above 0"),
-            "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            "decay_to_start": (
-                self.decay_to_start == 0
-                or (self.decay_to_start > 0 and not self.weight_decay and full),
-                "at least 0, and 0 beside weight_decay or rank",
-            ),
-            "sam_radius": (self.sam_radius >= 0, "at least 0"),
-            "replay": (0 <= self.replay <= 1, "in [0, 1]"),
-            "frozen": (full or not self.frozen, "empty beside rank"),
-            "rank": (self.rank >= 0, "at least 0"),
-            "seed": (0 <= self.seed < 2**31, "in [0, 2**31)"),
-        }
-        for name, (holds, words) in rules.items():
-            if not holds:
-                raise ValueError(f"{name} must be {words}, not {getattr(self, name)!r}")
-
-
-def grid(**axes: Sequence[Any]) -> list[Setting]:
-    """The settings of the product of the axes, `grid(learning_rate=(1e-5, 1e-4), seed=(0, 1))`."""
-    return [
-        Setting(**dict(zip(axes, values, strict=True)))
-        for values in itertools.product(*axes.values())
-    ]
+from lmnoise.training.processes import StopSignals
 
 
 class PreTraining(NamedTuple):
@@ -101,54 +47,6 @@ class PreTraining(NamedTuple):
 
     windows: Windows
     heldout: Source
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What one setting did to one start.
-
-    Attributes:
-      setting: as given.
-      before, after: scores of "validation" and "test" of the task and, where pre-training text
-        was given, of "pretraining". `before` is that of the start, the same for all settings.
-      notes: what the callback of `FineTuner.run` returned, JSON.
-    """
-
-    setting: Setting
-    before: dict[str, Scores]
-    after: dict[str, Scores]
-    notes: Any = None
-
-    @property
-    def diverged(self) -> bool:
-        """Whether a loss afterwards is not finite."""
-        return not all(np.isfinite(scores.losses).all() for scores in self.after.values())
-
-    def change(self, text: str) -> Mean:
-        """Loss after less before on "validation", "test" or "pretraining", paired; nats a token."""
-        return self.after[text].change(self.before[text])
-
-    def accuracy_change(self, text: str) -> Mean:
-        """Accuracy after less before on "validation" or "test", paired; nan for text."""
-        return self.after[text].accuracy_change(self.before[text])
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON keeps it."""
-        return {
-            "setting": dataclasses.asdict(self.setting),
-            "before": {text: scores._asdict() for text, scores in self.before.items()},
-            "after": {text: scores._asdict() for text, scores in self.after.items()},
-            "notes": self.notes,
-        }
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "Outcome":
-        """The inverse of `to_json`."""
-        before, after = (
-            {text: Scores(**scores) for text, scores in stored[when].items()}
-            for when in ("before", "after")
-        )
-        return cls(Setting(**stored["setting"]), before, after, stored["notes"])
 
 
 class FineTuner:
@@ -188,6 +86,8 @@ class FineTuner:
         self.model, self.task, self.settings, self.mesh = model, task, list(settings), mesh
         self._masks = masks or {}
         _check(self.settings, self._masks, task, pretraining)
+        used = {setting.frozen for setting in settings} - {""}
+        self._digests = {name: _digest_of_mask(self._masks[name]) for name in used}
         self._seeds = sorted({setting.seed for setting in settings})
         self._an_epoch = len(task.train.tokens) / batch_size
         self._length = task.train.tokens.shape[1] - 1
@@ -215,7 +115,7 @@ class FineTuner:
         }
 
     def _steps(self, setting: Setting) -> int:
-        return max(1, round(setting.epochs * self._an_epoch))
+        return max(1, round(setting.epochs * self._an_epoch / (1 - setting.replay)))
 
     def _program(self, settings: Sequence[Setting]) -> tuple[Program, dict[bool, Any]]:
         """The program of the settings of one kind, and how its members are measured."""
@@ -267,6 +167,14 @@ class FineTuner:
             member["frozen"] = lora.beyond_rank(shapes, setting.rank)
         return member
 
+    def _known(self, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+        """Settings as JSON, with a SHA-256 of the mask that `frozen` names."""
+        return [dataclasses.asdict(s) | {"mask": self._digests.get(s.frozen)} for s in settings]
+
+    def _digest(self, record: dict[str, Any], settings: Sequence[Setting]) -> str:
+        whole = json.dumps([record, self._known(settings)], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
     def run(
         self,
         params: Any,
@@ -280,9 +188,10 @@ class FineTuner:
 
         Args:
           params: float32 arrays without an axis of members, on the host or a device.
-          workdir: for what is under way and for the outcomes so far; the caller may remove it once
-            it has stored them.
-          record: what the outcomes depend on besides the settings (the start, the text), JSON.
+          workdir: for the outcomes, a file a setting that is not trained again, and below `states`
+            for what is under way.
+          record: what the outcomes depend on besides the settings and masks (the start, the
+            text), JSON.
           title: of the progress bar.
           after: `after(setting, params)` measures the final parameters of one setting (low-rank
             updates merged, on the devices) and returns JSON, kept as `Outcome.notes`.
@@ -291,7 +200,9 @@ class FineTuner:
           The outcomes in the order of the settings. A setting that diverged is an outcome too.
 
         Raises:
-          Stopped: a signal came; what was reached is saved.
+          Stopped: a signal came. Outcomes are stored when a population ends, its states when a
+            signal stops it; a kill loses at most a population's last quarter, or a short
+            population's steps.
           UserError: the disk is full.
         """
         base = jax.device_put(params, meshes.parameter_shardings(self.mesh, params))
@@ -301,9 +212,10 @@ class FineTuner:
             for kind, (program, _) in self._programs.items()
         }
         files = {
-            s: Path(workdir) / f"{_digest(records[_kind(s)], [s])}.json" for s in self.settings
+            s: Path(workdir) / f"{self._digest(records[_kind(s)], [s])}.json" for s in self.settings
         }
         before = self._examination.single(base)
+        states_of = Path(workdir) / "states"
         for kind, (program, measures) in self._programs.items():
             missing = [s for s in self.settings if _kind(s) == kind and not files[s].exists()]
             # Those that end together train together.
@@ -311,21 +223,29 @@ class FineTuner:
             for first in range(0, len(missing), program.count):
                 chunk = missing[first : first + program.count]
                 done = sum(file.exists() for file in files.values())
-                place = Path(workdir) / _digest(records[kind], chunk)
-                states = program.train(
-                    [self._member(setting) for setting in chunk],
-                    base,
-                    workdir=place,
-                    record=records[kind] | {"settings": [dataclasses.asdict(s) for s in chunk]},
-                    title=f"{title}, {done} of {len(files)} done",
-                )
-                found = self._examination.members(measures, states.params, base)
-                for m, setting in enumerate(chunk):
-                    notes = after and after(setting, program.one(states.params, base, m))
-                    _write(files[setting], Outcome(setting, before, found[m], notes).to_json())
+                place = states_of / self._digest(records[kind], chunk)
+                # Until the outcomes are stored, a signal waits for them.
+                with StopSignals() as stop:
+                    states = program.train(
+                        [self._member(setting) for setting in chunk],
+                        base,
+                        workdir=place,
+                        record=records[kind] | {"settings": self._known(chunk)},
+                        title=f"{title}, {done} of {len(files)} done",
+                        stop=stop,
+                    )
+                    found = self._examination.members(measures, states.params, base)
+                    for m, setting in enumerate(chunk):
+                        notes = after and after(setting, program.one(states.params, base, m))
+                        _write(files[setting], Outcome(setting, before, found[m], notes).to_json())
+                    if jax.process_index() == 0:
+                        shutil.rmtree(place, ignore_errors=True)
+                    if stop.reached():
+                        raise Stopped
                 del states
-                if jax.process_index() == 0:
-                    shutil.rmtree(place, ignore_errors=True)
+        # Populations of another grid, stopped, will not go on.
+        if jax.process_index() == 0:
+            shutil.rmtree(states_of, ignore_errors=True)
         return [Outcome.from_json(json.loads(file.read_text())) for file in files.values()]
 
 
@@ -360,9 +280,11 @@ def _check(
         )
 
 
-def _digest(record: dict[str, Any], settings: Sequence[Setting]) -> str:
-    whole = json.dumps([record, [dataclasses.asdict(s) for s in settings]], sort_keys=True)
-    return hashlib.sha256(whole.encode()).hexdigest()[:16]
+def _digest_of_mask(mask: Any) -> str:
+    digest = hashlib.sha256()
+    for name, leaf in tree.named_leaves(mask):
+        digest.update(name.encode() + np.packbits(np.asarray(leaf)).tobytes())
+    return digest.hexdigest()
 
 
 def _write(path: Path, value: Any) -> None:
@@ -372,29 +294,3 @@ def _write(path: Path, value: Any) -> None:
         temporary = path.with_suffix(f".tmp-{os.getpid()}")
         temporary.write_text(json.dumps(value))
         temporary.replace(path)
-
-
-def tuned(outcomes: Sequence[Outcome]) -> Outcome:
-    """The outcome with the lowest loss on the task's validation rows; its test scores are fair.
-
-    Raises:
-      ValueError: all diverged, or there is none.
-    """
-    sound = [outcome for outcome in outcomes if not outcome.diverged]
-    if not sound:
-        raise ValueError(f"outcomes has none that did not diverge, of {len(outcomes)}")
-    return min(sound, key=lambda outcome: outcome.after["validation"].loss.mean)
-
-
-def frontier(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those of which no other gains more on the test rows and forgets less, by increasing gain.
-
-    Gain is the fall of the loss on "test", forgetting the rise of that on "pretraining".
-    """
-    sound = [outcome for outcome in outcomes if not outcome.diverged]
-    found, least = [], math.inf
-    for outcome in sorted(sound, key=lambda o: (o.change("test"), o.change("pretraining"))):
-        if (forgotten := outcome.change("pretraining").mean) < least:
-            found.append(outcome)
-            least = forgotten
-    return found[::-1]

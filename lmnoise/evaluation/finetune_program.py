@@ -1,5 +1,6 @@
 """One compiled program for members that start from the same parameters: rows, steps, results."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,21 @@ from lmnoise.training import mesh as meshes
 from lmnoise.training.loop import Cost, LoopConfig, fit
 from lmnoise.training.optimizer import OptimizerConfig
 from lmnoise.training.population import Population, member_arrays
+from lmnoise.training.processes import StopSignals
 from lmnoise.training.spikes import SpikeConfig
 from lmnoise.training.step import TrainState
 
+# Steps from which a population is saved at every quarter: fewer are sooner done again than saved.
+_LONG = 400
 # FLOPs of a dispatch up to which it may be several steps: more would keep a signal waiting.
 _SHORT = 1e11
 
 type Member = dict[str, Any]
+
+
+def _whole(steps: float, dispatch: int) -> int:
+    """Steps rounded up to whole dispatches."""
+    return math.ceil(steps / dispatch) * dispatch
 
 
 class Batches:
@@ -140,7 +149,7 @@ class Program:
             shared=base if rank else None,
         )
         self._one = jax.jit(
-            lambda params, base, m: self._whole(jax.tree.map(lambda a: a[m], params), base)
+            lambda params, base, m: self._merged(jax.tree.map(lambda a: a[m], params), base)
         )
 
     @property
@@ -148,7 +157,7 @@ class Program:
         """Members of a population."""
         return self._population.count
 
-    def _whole(self, params: Any, base: Any) -> Any:
+    def _merged(self, params: Any, base: Any) -> Any:
         return lora.merge(base, params) if self._rank else params
 
     def train(
@@ -159,14 +168,16 @@ class Program:
         workdir: Path,
         record: dict[str, Any],
         title: str,
+        stop: StopSignals,
     ) -> TrainState:
         """Trains up to `count` members from the parameters `base`, or goes on in `workdir`.
 
         Too few are filled up with one that trains for a single step, as a population of another
-        size would be another program. Nothing is saved at the end.
+        size would be another program. The states are saved where a signal stops the training and,
+        of a population of `_LONG` steps or more, at every quarter; never at the end.
 
         Raises:
-          Stopped: a signal came; what was reached is saved.
+          Stopped: a signal came before the last step; what was reached is saved.
           UserError: `workdir` belongs to another record, or the disk is full.
         """
         idle = [members[-1] | {"steps": 1}] * (self.count - len(members))
@@ -175,14 +186,15 @@ class Program:
         )
         # Members end by themselves, so that whole dispatches let all populations run one program.
         dispatch = 10 if 10 * self._cost.flops < _SHORT else 1
-        steps = max(member["steps"] for member in members)
+        steps = _whole(max(member["steps"] for member in members), dispatch)
         states = fit(
             population,
             self._batches,
             LoopConfig(
-                steps=-(-steps // dispatch) * dispatch,
+                steps=steps,
                 log_every=0,
-                checkpoint_every=0,
+                checkpoint_every=_whole(steps / 4, dispatch) if steps >= _LONG else 0,
+                keep=1,
                 steps_per_dispatch=dispatch,
                 save_end=False,
                 spikes=SpikeConfig(rewind=False),
@@ -193,6 +205,7 @@ class Program:
             config_record=record,
             title=title,
             start=None if self._rank else base,
+            stop=stop,
         )
         if states is None:
             raise Stopped
@@ -201,7 +214,7 @@ class Program:
     def measure(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
         """Compiles `measure(params, base, batch)`: `function` of each member's whole parameters."""
         of_all = self._population.map(
-            lambda params, operands: function(self._whole(params, operands[0]), operands[1])
+            lambda params, operands: function(self._merged(params, operands[0]), operands[1])
         )
         return lambda params, base, batch: of_all(params, (base if self._rank else None, batch))
 

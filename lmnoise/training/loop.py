@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import jax
@@ -76,6 +76,7 @@ def fit(
     config_record: dict[str, Any],
     title: str = "train",
     start: Any = None,
+    stop: processes.StopSignals | None = None,
 ) -> TrainState | None:
     """Trains to the end, from the last checkpoint of the work directory if there is one.
 
@@ -92,6 +93,8 @@ def fit(
       title: of the progress bar.
       start: parameters, without the axis of the members, from which a run without a checkpoint
         begins (see `Population.start`); default the population's own `init`.
+      stop: entered by the caller, who still hears of a signal after the last step; by default
+        signals count until this returns, and one during the last dispatch is not heard of.
 
     Returns:
       The final states, or None if SIGTERM or SIGINT, to any one of the processes, stopped the
@@ -101,7 +104,7 @@ def fit(
       UserError: the loss kept failing after `max_rollbacks` rollbacks, or the disk is full.
     """
     workdir = epath.Path(workdir)
-    with processes.StopSignals() as stop:
+    with processes.StopSignals() if stop is None else nullcontext(stop) as stop:
         run = _Run(
             population, batches, config, workdir, evaluate, cost, config_record, title, start
         )

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lmnoise.evaluation.choose import choose_checkpoint
-from lmnoise.evaluation.finetune import Outcome, Setting
+from lmnoise.evaluation.outcomes import Outcome, Setting
 from lmnoise.evaluation.scores import Scores
 
 DOCUMENTS = 40

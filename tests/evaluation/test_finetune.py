@@ -17,17 +17,10 @@ from lmnoise.data.stream import Windows, keyed_order
 from lmnoise.data.tasks import Rows, Task
 from lmnoise.errors import Stopped
 from lmnoise.evaluation import finetune_program
-from lmnoise.evaluation.finetune import (
-    FineTuner,
-    Outcome,
-    PreTraining,
-    Setting,
-    frontier,
-    grid,
-    tuned,
-)
+from lmnoise.evaluation.finetune import FineTuner, PreTraining
 from lmnoise.evaluation.finetune_program import Batches, Replay
 from lmnoise.evaluation.language import Source
+from lmnoise.evaluation.outcomes import Outcome, Setting, frontier, grid, tuned
 from lmnoise.evaluation.scores import Scores
 from lmnoise.models.transformer import LanguageModel, llama
 from lmnoise.training import lora
