@@ -1,14 +1,12 @@
 """Which checkpoint of a series to fine-tune, with the evidence."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 from lmnoise.evaluation.outcomes import Outcome, averaged, tuned
-from lmnoise.evaluation.scores import Mean
+from lmnoise.evaluation.scores import Spread, over_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,17 +16,25 @@ class Rival:
     Attributes:
       name: of the checkpoint.
       loss: test loss after fine-tuning at its own tuned settings, mean over seeds, nats a token.
-      difference: of that loss to the chosen checkpoint's, mean over seeds of paired differences.
-      standard_error: of the difference; n: what it is over, seeds or, of a single seed, documents.
-      interval: 95 %, of Student's t.
+      spread: of that loss less the chosen checkpoint's, paired by row and by seed.
+      level: of the interval, such that all of the series hold together in 95 of 100 series.
     """
 
     name: str
     loss: float
-    difference: float
-    standard_error: float
-    n: int
-    interval: tuple[float, float]
+    spread: Spread
+    level: float
+
+    @property
+    def difference(self) -> float:
+        """Mean over rows and seeds, nats a token."""
+        return self.spread.mean
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the difference; see `Spread.half_width`."""
+        half = self.spread.half_width(self.level)
+        return self.difference - half, self.difference + half
 
     @property
     def shown(self) -> bool:
@@ -56,16 +62,29 @@ class Choice:
         """Checkpoints whose difference to the chosen one is not shown."""
         return tuple(rival.name for rival in self.rivals if not rival.shown)
 
+    def covers(self) -> str:
+        """What the intervals are, in words; of a series of two or more."""
+        rows, seeds = self.rivals[0].spread
+        if rows.n > 1 and seeds.n > 1:
+            of = f"chance in {rows.n} test rows and {seeds.n} seeds"
+        elif rows.n > 1:
+            of = f"chance in {rows.n} test rows, but not that of the one seed"
+        else:
+            of = f"chance in {seeds.n} seeds, but not that of the test rows"
+        together = f" together (Bonferroni, {_pairs(len(self.rivals) + 1)} pairs)"
+        return f"95 % intervals{together if len(self.rivals) > 1 else ''} that cover {of}"
+
     def sentence(self) -> str:
         """The recommendation in plain words, with its evidence."""
         text = f"Fine-tune {self.name}: test loss {self.loss:.4f} nats per token after tuning"
         if not self.rivals:
             return f"{text}; there is no other to compare it with."
+        text += f"; the others' less its own, {self.covers()}: "
         others = [
             f"{r.difference:+.4f} [{r.interval[0]:+.4f}, {r.interval[1]:+.4f}] for {r.name}"
             for r in self.rivals
         ]
-        text += f"; the others' less its own, 95 % intervals: {', '.join(others)}."
+        text += f"{', '.join(others)}."
         if better := [r.name for r in self.rivals if r.interval[1] < 0]:
             names = ", ".join(better)
             text += f" It was chosen on validation rows; on the test rows {names} is better."
@@ -78,7 +97,13 @@ def choose_checkpoint(series: Mapping[str, Sequence[Outcome]]) -> Choice:
     """Recommends a checkpoint of a series for a task.
 
     For every checkpoint and seed the setting is tuned on validation rows; the checkpoint is chosen
-    on them too; what is reported are test rows, paired by seed, or by document for a single seed.
+    on them too; what is reported are test rows, paired by row (of text by document) and by seed.
+
+    Intervals cover both the rows, which all seeds share, and the seeds, see `Spread.half_width`.
+    They are corrected by Bonferroni for all pairs of the series: validation and test scores share
+    what chance a seed had, so that the chosen checkpoint is a lucky one among all, and a correction
+    for its rivals alone would claim too much. Checkpoints are taken as given: whether another
+    pre-training would rank them alike takes several of it.
 
     Args:
       series: {name: outcomes}, all of the same settings on the same task, in their order.
@@ -99,25 +124,23 @@ def choose_checkpoint(series: Mapping[str, Sequence[Outcome]]) -> Choice:
         except ValueError as error:
             raise ValueError(f"series[{name!r}]: {error}") from error
     chosen = min(best, key=lambda name: _losses(best[name], "validation").mean())
-    rivals = (_rival(name, own, best[chosen]) for name, own in best.items() if name != chosen)
+    level = 1 - 0.05 / max(1, _pairs(len(best)))
+    rivals = [
+        Rival(name, float(_losses(own, "test").mean()), _difference(own, best[chosen]), level)
+        for name, own in best.items()
+        if name != chosen
+    ]
     return Choice(chosen, float(_losses(best[chosen], "test").mean()), tuple(rivals))
+
+
+def _pairs(checkpoints: int) -> int:
+    return checkpoints * (checkpoints - 1) // 2
 
 
 def _losses(outcomes: Sequence[Outcome], text: str) -> np.ndarray:
     return np.array([outcome.after[text].loss.mean for outcome in outcomes])
 
 
-def _rival(name: str, own: Sequence[Outcome], chosen: Sequence[Outcome]) -> Rival:
-    if len(own) == 1:
-        found = own[0].after["test"].change(chosen[0].after["test"])
-    else:
-        differences = _losses(own, "test") - _losses(chosen, "test")
-        error = differences.std(ddof=1) / math.sqrt(len(own))
-        found = Mean(float(differences.mean()), float(error), len(own))
-    half = math.nan if found.n < 2 else float(stdtrit(found.n - 1, 0.975)) * found.standard_error
-    return Rival(
-        name,
-        float(_losses(own, "test").mean()),
-        *found,
-        (found.mean - half, found.mean + half),
-    )
+def _difference(own: Sequence[Outcome], chosen: Sequence[Outcome]) -> Spread:
+    rows = averaged(own).after["test"].change(averaged(chosen).after["test"])
+    return over_seeds(rows, _losses(own, "test") - _losses(chosen, "test"))

@@ -4,6 +4,7 @@ Letters: M members, B rows, S positions, T = S + 1 tokens, N documents, V vocabu
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from scipy.special import stdtrit
 
 from lmnoise.data.tasks import Rows, Task
 from lmnoise.evaluation.language import Source, document_sums, summarise
@@ -24,6 +26,58 @@ class Mean(NamedTuple):
     mean: float
     standard_error: float
     n: int
+
+
+class Spread(NamedTuple):
+    """A mean over rows and seeds, with what chance in either leaves open.
+
+    All seeds are scored on the same rows, so that neither error holds the other: the rows drawn
+    otherwise, or the seeds, would give another mean.
+
+    Attributes:
+      rows: over rows or documents, of their means over the seeds.
+      seeds: over seeds, of their means over the rows.
+    """
+
+    rows: Mean
+    seeds: Mean
+
+    @property
+    def mean(self) -> float:
+        return self.rows.mean
+
+    @property
+    def standard_error(self) -> float:
+        """Both variances added; of one that is not known (a single row or seed) the other."""
+        known = [part.standard_error for part in self if part.n > 1]
+        return math.hypot(*known) if known else math.nan
+
+    @property
+    def n(self) -> int:
+        """Seeds, or of a single one rows."""
+        return self.seeds.n if self.seeds.n > 1 else self.rows.n
+
+    def half_width(self, level: float = 0.95) -> float:
+        """Half of the interval that covers the mean over all rows and seeds; nan without either.
+
+        The squared half widths of the two intervals of Student's t are added, which holds the level
+        whatever the two variances are (Banerjee 1961, Sankhya A 23; Satterthwaite's degrees of
+        freedom do not with two or three seeds). Chance that is of a row and a seed together counts
+        in both. A single seed, or row, has no error of its own: the interval leaves it out.
+        """
+        known = [
+            float(stdtrit(part.n - 1, (1 + level) / 2)) * part.standard_error
+            for part in self
+            if part.n > 1
+        ]
+        return math.hypot(*known) if known else math.nan
+
+
+def over_seeds(rows: Mean, by_seed: Sequence[float]) -> Spread:
+    """The spread of values averaged over seeds, and of each seed's value over all rows."""
+    n = len(by_seed)
+    error = float(np.std(by_seed, ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    return Spread(rows, Mean(float(np.mean(by_seed)), error, n))
 
 
 class Scores(NamedTuple):
