@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
@@ -13,14 +12,13 @@ from ml_collections import ConfigDict
 from lmnoise.analyze.defaults import label
 from lmnoise.analyze.series import Entry, along, file_name
 from lmnoise.evaluation.choose import choose_checkpoint
-from lmnoise.evaluation.outcomes import Outcome, Setting, frontier, tuned
-from lmnoise.evaluation.scores import Mean
+from lmnoise.evaluation.outcomes import Outcome, Setting, averaged, frontier, tuned
+from lmnoise.evaluation.scores import Mean, Spread, over_seeds
 from lmnoise.report import (
     COLOURS,
     Estimate,
     Figure,
     Table,
-    mean_and_error,
     savefig,
     style,
     write_csv,
@@ -59,13 +57,22 @@ def blocks(series: Sequence[Entry], config: ConfigDict, folder: Path) -> list[st
     found: list[str | Table | Figure] = [
         "Gain: by how much the loss on the task's test rows falls. Forgetting: by how much that on "
         f"held-out text of {section.pretraining} rises. Both in nats per scored token, before and "
-        "after on the same text. Intervals of 95 %: "
+        "after on the same text. Intervals of 95 % cover chance in the rows (of text: documents) "
+        "that are scored"
         + (
-            f"over {len(section.seeds)} seeds of the order of the rows."
+            f" and in the {len(section.seeds)} seeds of the order of the rows. The squared half "
+            "widths of both are added, as all seeds are scored on the same rows."
             if len(section.seeds) > 1
-            else "over documents or rows; one seed, so they leave out what its order of rows does."
+            else ", but not in the order of the rows: there is one seed."
         )
-        + " Rates are tuned on validation rows, for each seed on its own."
+        + " Rates are tuned on validation rows, for each seed on its own; intervals are not "
+        "corrected for the number of settings."
+        + (
+            " With replay there are as many more steps as it takes for the rows of the task to be "
+            "read as often as without, on average."
+            if any(any(axes.get("replay", ())) for axes in section.methods.values())
+            else ""
+        )
     ]
     for spec in series[0].result:
         own = [(e, e.result[spec]) for e in series]
@@ -105,12 +112,25 @@ def _by_setting(outcomes: Sequence[Outcome]) -> dict[Setting, list[Outcome]]:
     return found
 
 
-def _estimate(outcomes: Sequence[Outcome], value: Value) -> Estimate:
-    """Over seeds; over documents of a single seed, and of what no seed changes, as the start."""
-    means = [value(outcome) for outcome in outcomes]
-    if len(set(means)) == 1:
-        return Estimate(*means[0])
-    return mean_and_error([mean.mean for mean in means])
+class _Estimate(Estimate):
+    """A cell whose interval is that of a `Spread`."""
+
+    def __new__(cls, spread: Spread, level: float = 0.95):
+        self = super().__new__(cls, spread.mean, spread.standard_error, spread.n)
+        self._half = spread.half_width(level)
+        return self
+
+    @property
+    def half_width(self) -> float:
+        return self._half
+
+
+def _estimate(outcomes: Sequence[Outcome], value: Value, seeds: int) -> Estimate:
+    """Over rows and seeds; without an interval where all seeds but one diverged."""
+    by_seed = [value(outcome).mean for outcome in outcomes]
+    if seeds > 1 == len(by_seed):
+        return Estimate(by_seed[0], math.nan, 1)
+    return _Estimate(over_seeds(value(averaged(outcomes)), by_seed))
 
 
 def _tuned(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -143,20 +163,21 @@ def _tables(own: Sequence[tuple[Entry, Methods]], folder: Path, stem: str) -> li
                 rows.append(
                     (e.name, method, setting.learning_rate, _besides(setting),
                      f"{len(of_seeds) - len(sound)} of {len(of_seeds)}",
-                     *(_estimate(sound, value) if sound else "" for _, value, _ in columns))
+                     *(_estimate(sound, v, len(of_seeds)) if sound else "" for _, v, _ in columns))
                 )  # fmt: skip
             if chosen := _tuned(outcomes):
                 rates = sorted({o.setting.learning_rate for o in chosen})
                 besides = " or ".join(dict.fromkeys(_besides(o.setting) for o in chosen))
                 best.append(
                     (e.name, method, " or ".join(f"{rate:g}" for rate in rates), besides,
-                     *(_estimate(chosen, value) for _, value, _ in columns))
+                     *(_estimate(chosen, value, len(chosen)) for _, value, _ in columns))
                 )  # fmt: skip
     names = [name for name, _, _ in columns]
     grid = Table(
         ("checkpoint", "method", "learning rate", "besides", "diverged", *names),
         rows,
-        "Every setting of the grid; runs that diverged are left out of the numbers.",
+        "Every setting of the grid; runs that diverged are left out of the "
+        "numbers; n = 1: a single seed did not, so that there is no interval.",
     )
     found = Table(
         ("checkpoint", "method", "tuned rate", "besides", *names),
@@ -179,7 +200,9 @@ def _draw_frontier(own: Sequence[tuple[Entry, Methods]], path: Path) -> None:
         for ax, (e, methods) in zip(axes.flat, own, strict=False):
             _panel(ax, methods)
             ax.set_title(e.name)
-        axes[0, 0].legend()
+        # A panel of which everything diverged has nothing to name.
+        for ax in [ax for ax in axes.flat if ax.get_legend_handles_labels()[0]][:1]:
+            ax.legend()
         savefig(fig, path)
 
 
@@ -188,7 +211,7 @@ def _panel(ax: Axes, methods: Methods) -> None:
         points = []
         for setting, of_seeds in _by_setting(outcomes).items():
             if not any(o.diverged for o in of_seeds):
-                x, y = _estimate(of_seeds, _gain), _estimate(of_seeds, _forgetting)
+                x, y = (_estimate(of_seeds, v, len(of_seeds)) for v in (_gain, _forgetting))
                 points.append((setting, x, y))
         if not points:
             continue
@@ -204,7 +227,7 @@ def _panel(ax: Axes, methods: Methods) -> None:
                 textcoords="offset points", fontsize=7, color=colour,
             )  # fmt: skip
         if chosen := _tuned(outcomes):
-            x, y = _estimate(chosen, _gain), _estimate(chosen, _forgetting)
+            x, y = (_estimate(chosen, v, len(chosen)) for v in (_gain, _forgetting))
             ax.plot(x.mean, y.mean, "o", markersize=11, fillstyle="none", color=colour)
     edge = frontier(_means(methods))
     ax.plot(
@@ -223,17 +246,11 @@ def _colours(methods: Methods) -> list[str]:
 
 def _means(methods: Methods) -> list[Outcome]:
     """One outcome a setting, each document's loss averaged over the seeds."""
-    found = []
-    for outcomes in methods.values():
-        for setting, of_seeds in _by_setting(outcomes).items():
-            after = {
-                text: scores._replace(
-                    losses=np.mean([o.after[text].losses for o in of_seeds], axis=0).tolist()
-                )
-                for text, scores in of_seeds[0].after.items()
-            }
-            found.append(Outcome(setting, of_seeds[0].before, after))
-    return found
+    return [
+        averaged(of_seeds)
+        for outcomes in methods.values()
+        for of_seeds in _by_setting(outcomes).values()
+    ]
 
 
 def _all(methods: Methods) -> list[Outcome]:
@@ -266,13 +283,13 @@ def _along_series(
             (
                 r.name,
                 r.loss,
-                Estimate(r.difference, r.standard_error, r.n),
+                _Estimate(r.spread, r.level),
                 "yes" if r.shown else "no",
             )
             for r in choice.rivals
         ],
         f"Against {choice.name}, of which the validation loss is lowest; both tuned, test rows, "
-        "paired. Nats per token; positive: the chosen one is better.",
+        f"paired; {choice.covers()}. Nats per token; positive: the chosen one is better.",
     )
     write_csv(folder / f"choice-{stem}.csv", table)
     return [*found, choice.sentence(), table]
@@ -299,7 +316,7 @@ def _draw_series(own: Sequence[tuple[Entry, Methods]], path: Path) -> None:
         for ax, (words, curves) in zip(fig.subplots(1, len(panels)), panels, strict=True):
             x = along([e for e, _ in own], ax)
             for name, value, _ in curves:
-                estimates = [_estimate(chosen[i], value) for i in shown]
+                estimates = [_estimate(chosen[i], value, len(chosen[i])) for i in shown]
                 ax.errorbar(
                     [x[i] for i in shown],
                     [e.mean for e in estimates],
