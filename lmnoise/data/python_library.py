@@ -83,7 +83,8 @@ def read_questions(roots: Sequence[Path]) -> Iterator[Document]:
     """A question on a function or class and its answer a document: signature and docstring.
 
     The answer is the docstring's first paragraph. The question does not name the module, whose
-    family (see `FAMILIES`) is the label. Copies are left out.
+    family (see `FAMILIES`) is the label. Of several questions with one answer the first stays:
+    else the answer could stand on both sides of a split.
     """
     del roots
     seen = set()
@@ -92,8 +93,8 @@ def read_questions(roots: Sequence[Path]) -> Iterator[Document]:
             paragraphs = re.split(r"\n\s*\n", ast.get_docstring(node) or "")
             answer = " ".join(paragraphs[0].split())
             text = f"Question: {_question(name, node)}\nAnswer: {answer}\n"
-            if len(answer) >= _MIN_CHARACTERS and text not in seen:
-                seen.add(text)
+            if len(answer) >= _MIN_CHARACTERS and answer not in seen:
+                seen.add(answer)
                 yield Document(f"{module}:{name}:{node.lineno}", text, _label(module))
 
 
