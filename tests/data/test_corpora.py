@@ -241,6 +241,17 @@ def test_code_and_questions_of_the_standard_library(tmp_path, monkeypatch):
     ]
 
 
+def test_of_several_questions_with_one_answer_the_first_stays(tmp_path, monkeypatch):
+    answer = '"""Prints the values that are given, on one line."""'
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json/__init__.py").write_text(
+        "".join(f"def {name}(x):\n    {answer}\n\n\n" for name in ("one", "two"))
+    )
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    (only,) = python_library.read_questions([])
+    assert only.text.startswith("Question: What does one(x) do?")
+
+
 def test_the_families_name_modules_once_that_some_python_has():
     modules = " ".join(python_library.FAMILIES.values()).split()
     assert len(set(modules)) == len(modules)
