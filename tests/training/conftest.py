@@ -69,7 +69,7 @@ class Toy:
         norms_M = np.abs(jax.device_get(params)["w"]).sum(1)
         return [{"member": m, "eval/norm": float(norm)} for m, norm in enumerate(norms_M)]
 
-    def fit(self, config, workdir, population=None):
+    def fit(self, config, workdir, population=None, stop=None):
         self.seen.clear()
         return fit(
             population or self.population(),
@@ -80,6 +80,7 @@ class Toy:
             cost=Cost(ROWS, 1.0),
             config_record={},
             start=self.start,
+            stop=stop,
         )
 
 

@@ -15,6 +15,7 @@ from lmnoise.errors import UserError
 from lmnoise.training.checkpoint import Checkpoints
 from lmnoise.training.loop import LoopConfig
 from lmnoise.training.metrics import MetricsWriter, read_rows
+from lmnoise.training.processes import StopSignals
 from lmnoise.training.spikes import SpikeConfig
 
 CONFIG = LoopConfig(
@@ -154,6 +155,30 @@ def test_a_finished_run_is_left_alone(toy, population, whole, same):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_without_an_end_only_what_is_on_the_way_is_saved(toy, population, whole, same, tmp_path):
+    config = dataclasses.replace(CONFIG, save_end=False)
+    same(toy().fit(config, tmp_path, population), whole[0])
+    assert saved_steps(tmp_path) == [8, 16]
+    # It ends anew from there, with the same states.
+    instance = toy()
+    same(instance.fit(config, tmp_path, population), whole[0])
+    assert instance.seen == list(range(16, 24))
+
+
+def test_a_caller_may_hear_of_a_signal_after_the_last_step(toy, population, whole, same, tmp_path):
+    instance = toy()
+
+    def interrupted(params):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    instance.evaluate = interrupted
+    with StopSignals() as stop:
+        config = dataclasses.replace(CONFIG, evaluate_every=0)
+        same(instance.fit(config, tmp_path, population, stop=stop), whole[0])
+        assert stop.reached()
+
+
 def test_the_signal_handlers_are_put_back(toy, population, tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     toy().fit(CONFIG, tmp_path, population)
@@ -222,6 +247,21 @@ def test_a_bad_batch_is_rolled_back_and_skipped(
     assert steps == [s for s in range(4, 25, 4) for _ in "mm"]
     assert all(np.isfinite(value) for value in losses(tmp_path).values())
     assert saved_steps(tmp_path) == [16, 24]
+
+
+def test_without_rewinding_a_member_that_fails_is_a_result_and_harms_no_other(
+    toy, population, whole, same, tmp_path
+):
+    instance = toy(rates=(0.3, 1e38))
+    instance.evaluate = lambda params: []
+    config = dataclasses.replace(CONFIG, spikes=SpikeConfig(rewind=False))
+    states = instance.fit(config, tmp_path, population.using(instance.population().members))
+    first = jax.tree.map(lambda leaf: leaf[0], jax.device_get((states, whole[0])))
+    same(*first)
+    assert not np.isfinite(states.params["w"][1]).all()
+    assert instance.seen == list(range(24))
+    assert rollbacks(tmp_path) == []
+    assert not (tmp_path / "skipped.json").exists()
 
 
 def test_the_run_after_a_rollback_is_one_without_those_batches(toy, population, same, tmp_path):

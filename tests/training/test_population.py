@@ -180,3 +180,46 @@ def test_member_arrays_are_32_bit():
 def test_mean_weighs_by_count():
     pairs = np.array([[[1.0, 1.0], [9.0, 3.0]], [[0.0, 0.0], [0.0, 0.0]]])
     np.testing.assert_array_equal(mean(pairs, 1), [2.5, np.nan])
+
+
+# ---- one program for other members --------------------------------------------------------------
+
+
+def shifted(toy, rates, shift):
+    """Regressions whose targets are shifted by what all members share."""
+    instance = toy(
+        rates=rates,
+        loss=lambda shared, params, batch, key: toy.loss(
+            params, batch | {"y": batch["y"] + shared["shift"]}, key
+        ),
+        shared={"shift": np.float32(shift)},
+    )
+    return instance, instance.population()
+
+
+def steps_of(instance, population):
+    staged = population.stage([instance.batches(k) | {"index": np.int32(k)} for k in range(3)])
+    return population.steps(population.init(), staged)
+
+
+def test_using_other_members_and_another_shared_tree_is_a_population_of_them(toy, same):
+    first, population = shifted(toy, (0.3, 0.2), 0.0)
+    second, wanted = shifted(toy, (0.1, 0.4), 2.0)
+    before = jax.device_get(steps_of(first, population))
+    other = population.using(wanted.members, {"shift": np.float32(2.0)})
+    same(steps_of(second, other), steps_of(second, wanted))
+    same(steps_of(first, population), before)
+    half, _ = steps_of(first, population.using(shared={"shift": np.float32(2.0)}))
+    same(half, steps_of(first, shifted(toy, (0.3, 0.2), 2.0)[1])[0])
+    assert population._steps._cache_size() == 1
+
+
+def test_using_refuses_what_would_be_another_program(toy):
+    population = shifted(toy, (0.3, 0.2), 0.0)[1]
+    three = shifted(toy, (0.3, 0.2, 0.1), 0.0)[1].members
+    with pytest.raises(ValueError, match=r"members/.* is .* \(3,\), not .* \(2,\)"):
+        population.using(three)
+    with pytest.raises(ValueError, match=r"shared/shift is float32 \(2,\), not float32 \(\)"):
+        population.using(shared={"shift": np.zeros(2, np.float32)})
+    with pytest.raises(ValueError, match="steps"):
+        population.using(population.members | {"steps": np.ones(2, np.int32)})
