@@ -56,7 +56,7 @@ def laptop() -> ConfigDict:
             heldout_rows=256,
             epochs=2.0,
             batch_size=16,
-            rates=(5e-4, 2e-3, 8e-3, 3.2e-2),
+            rates=(5e-4, 2e-3, 8e-3, 3.2e-2, 1.28e-1),
             seed=0,
             # Strengths; a cure with none is left out.
             cures=dict(decay_to_start=(10.0,), sam_radius=(0.05,), replay=(0.5,)),
@@ -74,7 +74,7 @@ def demo() -> ConfigDict:
     config.members.update(dict(seed=(0, 1), duration=_shares(6)))
     config.train.update(dict(steps=2304, log_every=256, checkpoint_every=1152))
     config.one_run.first = 1 / 8
-    config.tune.update(dict(tasks=("text:libreoffice_help/de",), rates=(2e-3, 8e-3, 3.2e-2)))
+    config.tune.update(dict(tasks=("text:libreoffice_help/de",), rates=(8e-3, 3.2e-2, 1.28e-1)))
     return config
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from overtraining_models_curves import Curve, by_seed_and_budget
-from overtraining_models_training import SERIES, Trained
+from overtraining_models_training import SERIES, Trained, digest_of, packed
 
 from lmnoise import points
-from lmnoise.data.packing import Packed, open_packed
+from lmnoise.data.packing import Packed
 from lmnoise.data.stream import evaluation_batches
 from lmnoise.errors import UserError
 from lmnoise.evaluation import variants
@@ -36,14 +36,12 @@ def check(config: ConfigDict) -> None:
 def heldout(config: ConfigDict) -> tuple[Packed, Source]:
     """Held-out text of pre-training, which every modification is judged by."""
     data = config.data
-    packed = open_packed(
-        data.source, data.evaluate_split, data_dir=data.data_dir, tokenizer=data.tokenizer
-    )
+    text = packed(config, data.evaluate_split)
     read = evaluation_batches(
-        packed, data.length, config.train.batch_size, config.perturb.windows or None
+        text, data.length, config.train.batch_size, config.perturb.windows or None
     )
-    tokens_D = np.diff(packed.ends, prepend=0)
-    return packed, Source("pretraining", list(read), packed.bytes / tokens_D)
+    tokens_D = np.diff(text.ends, prepend=0)
+    return text, Source("pretraining", list(read), text.bytes / tokens_D)
 
 
 def measure(
@@ -58,7 +56,7 @@ def measure(
     One program scores all checkpoints: the parameters are its argument.
     """
     section = config.perturb
-    packed, source = heldout(config)
+    text, source = heldout(config)
     of_kind = sensitivity(Perturbation("gaussian", section.unit), model.specs)
     evaluate = functools.cache(lambda: variants.evaluator(of_kind, model.loss, [source], mesh=mesh))
     # Strength 0 is the checkpoint as it is.
@@ -68,7 +66,7 @@ def measure(
     identity = {
         "what": "noise",
         "section": section.to_dict(),
-        "text": packed.meta["splits"][packed.split]["sha256"],
+        "text": digest_of(text),
         "length": config.data.length,
     }
     of_print = {t.checkpoint.fingerprint: t.checkpoint for t in trained}

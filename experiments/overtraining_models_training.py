@@ -14,6 +14,7 @@ from lmnoise.assemble import steps_of
 from lmnoise.checkpoints import Checkpoint, open_checkpoint
 from lmnoise.data.packing import Packed, open_packed
 from lmnoise.errors import Stopped, UserError
+from lmnoise.evaluation.language import Source
 from lmnoise.train import train
 
 SERIES = {
@@ -125,20 +126,29 @@ def _train(config: ConfigDict, workdir: Path, title: str) -> Sequence[dict]:
 def epochs(config: ConfigDict) -> float:
     """How often the largest budget reads the corpus."""
     tokens = config.train.steps * config.train.batch_size * config.data.length
-    return tokens / len(_packed(config, "train").tokens)
+    return tokens / len(packed(config, "train").tokens)
 
 
-def frequencies_loss(config: ConfigDict) -> float:
-    """Held-out loss of the frequencies of tokens alone, nats per token, from ten million of them.
+def frequencies_loss(config: ConfigDict, heldout: Source) -> float:
+    """Loss on held-out text of the frequencies of tokens alone, nats per token.
 
-    What a model has learned before it uses the context at all.
+    What a model has learned before it uses the context at all. The frequencies are those of the
+    first ten million tokens that are trained on, each counted once more.
     """
-    packed = _packed(config, "train")
-    counts_V = np.bincount(packed.tokens[:10_000_000], minlength=packed.vocab_size) + 1.0
+    text = packed(config, "train")
+    counts_V = np.bincount(text.tokens[:10_000_000], minlength=text.vocab_size) + 1.0
     logs_V = np.log(counts_V / counts_V.sum())
-    return float(-logs_V[_packed(config, config.data.evaluate_split).tokens[:10_000_000]].mean())
+    weights_N = np.concatenate([batch["weights"].ravel() for batch in heldout.batches])
+    targets_N = np.concatenate([batch["tokens"][:, 1:].ravel() for batch in heldout.batches])
+    return float(-np.average(logs_V[targets_N], weights=weights_N))
 
 
-def _packed(config: ConfigDict, split: str) -> Packed:
+def packed(config: ConfigDict, split: str) -> Packed:
+    """One split of the corpus of pre-training."""
     data = config.data
     return open_packed(data.source, split, data_dir=data.data_dir, tokenizer=data.tokenizer)
+
+
+def digest_of(text: Packed) -> str:
+    """SHA-256 of the tokens, for results that depend on them."""
+    return text.meta["splits"][text.split]["sha256"]

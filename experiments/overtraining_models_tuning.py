@@ -14,10 +14,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from overtraining_models_curves import Curve, by_seed_and_budget
 from overtraining_models_noise import heldout
-from overtraining_models_training import SERIES, Trained
+from overtraining_models_training import SERIES, Trained, digest_of, packed
 
 from lmnoise import points
-from lmnoise.data.packing import open_packed
 from lmnoise.data.stream import Windows
 from lmnoise.data.tasks import Task, open_task
 from lmnoise.errors import UserError
@@ -120,20 +119,23 @@ def measure(
       Stopped: a signal came; what was reached is saved.
     """
     name = task.name
+    replayed, (heldout_text, source) = packed(config, "train"), heldout(config)
     identity = {
         "what": "tune",
         "task": name,
         "section": {k: v for k, v in config.tune.to_dict().items() if k != "tasks"},
         "perturb_windows": config.perturb.windows,
         "text": _digest(task),
+        "pretraining": [digest_of(replayed), digest_of(heldout_text)],
         "length": config.data.length,
     }
+    pretraining = PreTraining(Windows(replayed, config.data.length), source)
     tuner: list[FineTuner] = []
     of_print = {t.checkpoint.fingerprint: t.checkpoint for t in trained}
 
     def work(setting):
         if not tuner:
-            tuner.append(_tuner(task, model, config, mesh))
+            tuner.append(_tuner(task, model, config, mesh, pretraining))
         folder = workdir / "tuning"
         found = tuner[0].run(
             of_print[setting["checkpoint"]].params, workdir=folder, record=setting, title=name
@@ -165,10 +167,9 @@ def _digest(task: Task) -> str:
     return digest.hexdigest()
 
 
-def _tuner(task: Task, model: LanguageModel, config: ConfigDict, mesh: Mesh) -> FineTuner:
-    data = config.data
-    packed = open_packed(data.source, "train", data_dir=data.data_dir, tokenizer=data.tokenizer)
-    pretraining = PreTraining(Windows(packed, data.length), heldout(config)[1])
+def _tuner(
+    task: Task, model: LanguageModel, config: ConfigDict, mesh: Mesh, pretraining: PreTraining
+) -> FineTuner:
     return FineTuner(
         model,
         task,

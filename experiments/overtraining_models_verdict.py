@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 from overtraining_models_curves import Curve
+from overtraining_models_noise import heldout
 from overtraining_models_training import SERIES, Trained, epochs, frequencies_loss
 from overtraining_models_tuning import CURES, Tuned
 
@@ -17,7 +18,7 @@ def blocks(
     trained: Sequence[Trained], noise: Sequence[Curve], tuned: Sequence[Tuned], config: ConfigDict
 ) -> list[str | Table]:
     """The first chapter: scale, sentences, and a table of all modifications for each series."""
-    plain = frequencies_loss(config)
+    plain = frequencies_loss(config, heldout(config)[1])
     found: list[str | Table] = [
         "## What shows, and what does not",
         _scale(trained, noise, config, plain),
