@@ -1,10 +1,10 @@
 """Grids against optimisers written out, populations against single runs, and what a stop leaves."""
 
-import dataclasses
-import functools
 import logging
 import os
 import signal
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,100 +13,35 @@ import optax
 import pytest
 
 from lmnoise import keys, tree
-from lmnoise.data.stream import Windows, keyed_order
-from lmnoise.data.tasks import Rows, Task
+from lmnoise.data.stream import keyed_order
+from lmnoise.data.tasks import Task
 from lmnoise.errors import Stopped
 from lmnoise.evaluation import finetune_program
-from lmnoise.evaluation.finetune import FineTuner, PreTraining
-from lmnoise.evaluation.finetune_program import Batches, Replay
-from lmnoise.evaluation.language import Source
-from lmnoise.evaluation.outcomes import Outcome, Setting, frontier, grid, tuned
-from lmnoise.evaluation.scores import Scores
+from lmnoise.evaluation.finetune import FineTuner
+from lmnoise.evaluation.finetune_program import Batches
+from lmnoise.evaluation.outcomes import Setting, grid
 from lmnoise.models.transformer import LanguageModel, llama
 from lmnoise.training import lora
-from lmnoise.training.mesh import make_mesh
 
-VOCAB, LENGTH, ROWS, BATCH = 32, 8, 12, 4
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-class Bigram:
-    """What follows a token, through a kernel: all that a fine-tuner asks of a model."""
-
-    config = dataclasses.make_dataclass("Config", ["vocab_size"])(VOCAB)
-
-    def init(self, key):
-        shapes = {"tokens": (VOCAB, 6), "blocks": {0: {"kernel": (6, 8)}}, "head": (8, VOCAB)}
-        leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
-        draws = [jax.random.normal(key, shape) * 0.3 for shape in leaves]
-        return jax.tree.unflatten(structure, draws)
-
-    def logits(self, params, tokens):
-        hidden = jnp.tanh(params["tokens"][tokens] @ params["blocks"][0]["kernel"])
-        return hidden @ params["head"]
-
-    def logits_at(self, params, tokens, position):
-        return self.logits(params, jnp.take_along_axis(tokens, position[:, None], axis=1)[:, 0])
-
-    def loss(self, params, batch, key):
-        return token_losses(params, batch["tokens"])
-
-    def flops_per_token(self, length):
-        return 1.0
-
-
-MODEL = Bigram()
-START = jax.device_get(MODEL.init(jax.random.key(0)))
-CLASSES = np.array([5, 9, 11], np.int32)
-KERNEL = "blocks/0/kernel"
-
-
-def rows(count, seed):
-    """Rows of labels at different positions, padded on the right."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(0, VOCAB, (count, LENGTH + 1)).astype(np.int32)
-    label, position = random.integers(0, 3, count), random.integers(2, LENGTH, count)
-    tokens[np.arange(count), position + 1] = CLASSES[label]
-    weights = np.zeros((count, LENGTH), np.float32)
-    weights[np.arange(count), position] = 1
-    document = np.repeat(np.arange(count, dtype=np.int32)[:, None], LENGTH + 1, axis=1)
-    return Rows(tokens, weights, document, label.astype(np.int32), np.ones(count))
-
-
-TASK = Task("toy", "labels", ("a", "b", "c"), CLASSES, rows(ROWS, 0), rows(6, 1), rows(7, 2))
-
-
-def of_text(labelled):
-    """The same rows as text: every target is scored, and a row is a document."""
-    return labelled._replace(weights=np.ones_like(labelled.weights))
-
-
-class OneToken(Windows):
-    """Pre-training text of one token, so that a replayed row is known when it is seen."""
-
-    def __init__(self):
-        self.length = LENGTH
-
-    def __len__(self):
-        return 20
-
-    def gather(self, index_B):
-        tokens = np.full((len(index_B), LENGTH + 1), 3, np.int32)
-        return {"tokens": tokens, "document": np.zeros_like(tokens)}
-
-
-HELD_OUT = Source(
-    "held out",
-    [
-        {
-            "tokens": np.random.default_rng(9).integers(0, VOCAB, (BATCH, LENGTH + 1), np.int32),
-            "document": np.arange(BATCH, dtype=np.int32)[:, None] // 2
-            + np.zeros(9, np.int32)[None],
-            "weights": np.ones((BATCH, LENGTH), np.float32),
-        }
-    ],
-    np.ones(2),
+from finetune_toy import (
+    BATCH,
+    CLASSES,
+    HELD_OUT,
+    KERNEL,
+    LENGTH,
+    MODEL,
+    PRETRAINING,
+    ROWS,
+    START,
+    TASK,
+    VOCAB,
+    mesh,
+    of_text,
+    token_losses,
 )
-PRETRAINING = PreTraining(OneToken(), HELD_OUT)
+
 MASK = {
     "some": tree.map_named(
         lambda name, leaf: np.arange(leaf.size).reshape(leaf.shape) % 2 == (name == KERNEL), START
@@ -118,10 +53,6 @@ FULL = [
     Setting(1e-2, replay=0.5, weight_decay=0.1),
 ]
 SETTINGS = [*FULL, Setting(1e-2, rank=1, seed=1), Setting(1e-2, rank=2)]
-
-
-def mesh():
-    return make_mesh(devices=jax.devices()[:1])
 
 
 def finetuner(settings, **options):
@@ -194,11 +125,6 @@ def by_hand(start, loss, total, train=TASK.train, at=lambda params, tokens: para
     return run
 
 
-def token_losses(params, tokens):
-    logits = jax.nn.log_softmax(MODEL.logits(params, tokens[:, :-1]))
-    return -jnp.take_along_axis(logits, tokens[:, 1:, None], axis=2)[..., 0]
-
-
 def assert_close(ours, theirs):
     for mine, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
         np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-5)
@@ -247,15 +173,6 @@ def test_scores_are_those_of_the_final_parameters(outcomes):
             scores["pretraining"].losses, of_text.reshape(2, -1).sum(1), rtol=1e-5
         )
         assert scores["pretraining"].loss.mean == pytest.approx(of_text.mean(), rel=1e-5)
-
-
-def test_changes_are_paired():
-    before = Scores([2.0, 3.0, 5.0], [1.0, 1.0, 2.0], [1.0, 0.0, 0.0])
-    after = Scores([1.0, 2.0, 3.0], [1.0, 1.0, 2.0], [1.0, 1.0, 0.0])
-    outcome = Outcome(Setting(1.0), {"test": before}, {"test": after})
-    assert outcome.change("test") == (-1.0, 0.0, 3)
-    assert outcome.accuracy_change("test").mean == pytest.approx(1 / 4)  # by scored tokens
-    assert Outcome.from_json(outcome.to_json()) == outcome
 
 
 def test_a_member_that_diverges_is_a_result_and_harms_no_other(outcomes):
@@ -410,79 +327,23 @@ def test_sharpness_on_a_task_of_text(tmp_path):
     assert_close(KEPT[found.setting], train(1e-2, 2, 0))
 
 
-REPLAY = jax.jit(Replay(VOCAB, TASK.train))
-whole_batch = functools.cache(Batches(TASK.train, OneToken(), [0, 1], ROWS, mesh()))
-
-
-def replayed(rate, seed, step=0):
-    """Which rows of a step are pre-training text, and their weights."""
-    batch = {k: v[0] for k, v in whole_batch(step).items()} | {"index": np.int32(step)}
-    member = {"seed": seed, "rate": rate, "kind": 0}
-    found = jax.device_get(REPLAY(batch, member))
-    taken = (found["tokens"] == 3).all(1)
-    np.testing.assert_array_equal(taken, found["groups"]["replay"][:, 0])
-    return taken, found["weights"]
-
-
-def test_replay_takes_its_share_of_rows_and_more_of_it_takes_the_same_and_others():
-    counts = {}
-    for step in range(12):
-        before = np.zeros(ROWS, bool)
-        for rate in (0.0, 0.3, 0.7, 1.0):
-            taken, weights = replayed(rate, 0, step)
-            assert not (before & ~taken).any()
-            # A row of text weighs as much as a row of which a label is scored.
-            np.testing.assert_allclose(weights.sum(1), 1.0, rtol=1e-6)
-            assert ((weights > 0).sum(1) == np.where(taken, LENGTH, 1)).all()
-            counts[rate] = counts.get(rate, 0) + taken.sum()
-            before = taken
-    assert counts[0.0] == 0
-    assert counts[1.0] == 12 * ROWS
-    for rate in (0.3, 0.7):
-        assert abs(counts[rate] / (12 * ROWS) - rate) < 4 * (rate * (1 - rate) / 144) ** 0.5
-    assert (replayed(0.5, 0)[0] != replayed(0.5, 1)[0]).any()
-
-
 def test_replay_lengthens_the_run_by_the_rows_that_it_displaces(whole):
     steps = {setting: whole._member(setting)["steps"] for setting in FULL}
     assert steps[Setting(1e-2, replay=0.5, weight_decay=0.1)] == 2 * steps[Setting(1e-2)]
 
 
-def test_all_settings_of_a_seed_see_the_same_rows_each_once_an_epoch():
-    batches = Batches(TASK.train, None, [0, 1], BATCH, mesh())
-    epochs = []
-    for epoch in range(2):
-        read = [batches(3 * epoch + k)["tokens"] for k in range(3)]
-        epochs.append(np.concatenate(read, axis=1))
-    for seed in (0, 1):
-        for epoch in epochs:
-            assert {row.tobytes() for row in epoch[seed]} == {
-                row.tobytes() for row in TASK.train.tokens
-            }
-        assert (epochs[0][seed] != epochs[1][seed]).any()
-    assert (epochs[0][0] != epochs[0][1]).any()
-
-
-def outcome(rate, validation, test, pretraining=0.0):
-    before = {
-        name: Scores([1.0, 1.0], [1.0, 1.0]) for name in ("validation", "test", "pretraining")
-    }
-    values = {"validation": validation, "test": test, "pretraining": 1.0 + pretraining}
-    after = {name: Scores([value, value], [1.0, 1.0]) for name, value in values.items()}
-    return Outcome(Setting(rate), before, after)
-
-
-def test_the_rate_is_tuned_by_validation_and_never_by_test():
-    found = [outcome(1.0, 0.5, 0.9), outcome(2.0, 0.7, 0.1), outcome(3.0, np.nan, np.nan)]
-    assert tuned(found) is found[0]
-    with pytest.raises(ValueError, match="none that did not diverge"):
-        tuned(found[2:])
-
-
-def test_the_frontier_leaves_out_what_gains_less_and_forgets_more():
-    kept = [outcome(1.0, 0, 0.9, 0.1), outcome(2.0, 0, 0.6, 0.3), outcome(3.0, 0, 0.2, 0.5)]
-    worse = [outcome(4.0, 0, 0.7, 0.4), outcome(5.0, 0, 0.9, 0.2), outcome(6.0, 0, 0.1, np.nan)]
-    assert frontier([worse[0], kept[2], worse[1], kept[0], worse[2], kept[1]]) == kept
+@pytest.mark.parametrize(
+    ("settings", "options", "words"),
+    [
+        ([], {}, "settings must be different"),
+        ([Setting(1e-3)] * 2, {}, "settings must be different"),
+        ([Setting(1e-3, frozen="core")], {}, "frozen must be one of"),
+        ([Setting(1e-3, replay=0.5)], {"pretraining": None}, "replay 0.5 needs pretraining"),
+    ],
+)
+def test_grids_without_sense(settings, options, words):
+    with pytest.raises(ValueError, match=words):
+        finetuner(settings, masks=MASK, **options)
 
 
 def test_logits_at_a_position_are_those_of_the_whole_row():
@@ -500,32 +361,3 @@ def test_logits_at_a_position_are_those_of_the_whole_row():
     params = jax.tree.map(lambda s: random.normal(0, 0.3, s.shape).astype(np.float32), shapes)
     whole, found = jax.device_get(both(params))
     np.testing.assert_allclose(found, whole[np.arange(3), position], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"learning_rate": 0.0}, "learning_rate"),
-        ({"epochs": 0.0}, "epochs"),
-        ({"replay": 1.0}, "replay"),
-        ({"rank": 2, "frozen": "some"}, "frozen"),
-        ({"weight_decay": 0.1, "decay_to_start": 0.1}, "decay_to_start"),
-    ],
-)
-def test_settings_without_sense(changes, word):
-    with pytest.raises(ValueError, match=f"^{word} "):
-        Setting(**{"learning_rate": 1e-3} | changes)
-
-
-@pytest.mark.parametrize(
-    ("settings", "options", "words"),
-    [
-        ([], {}, "settings must be different"),
-        ([Setting(1e-3)] * 2, {}, "settings must be different"),
-        ([Setting(1e-3, frozen="core")], {}, "frozen must be one of"),
-        ([Setting(1e-3, replay=0.5)], {"pretraining": None}, "replay 0.5 needs pretraining"),
-    ],
-)
-def test_grids_without_sense(settings, options, words):
-    with pytest.raises(ValueError, match=words):
-        finetuner(settings, masks=MASK, **options)
