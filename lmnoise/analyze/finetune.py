@@ -48,18 +48,7 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
     meshes.check_divisible(subject.mesh, members=devices, batch_size=section.batch_size)
     windows = Windows(subject.packed(section.pretraining, "train"), data.length)
     [heldout] = subject.sources
-    tasks = [
-        open_task(
-            spec,
-            tokenizer=subject.checkpoint.tokenizer,
-            data_dir=data.data_dir,
-            length=data.length,
-            bos_id=subject.checkpoint.bos_id,
-            train_rows=section.train_rows,
-            heldout_rows=section.heldout_rows,
-        )
-        for spec in section.tasks
-    ]
+    tasks = _tasks(subject, config)
     settings = [
         {
             "what": "finetune",
@@ -111,6 +100,22 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
             name: [by_setting[setting] for setting in own] for name, own in by_method.items()
         }
     return found
+
+
+def _tasks(subject: Subject, config: ConfigDict) -> list[Task]:
+    section, data = config.finetune, config.data
+    return [
+        open_task(
+            spec,
+            tokenizer=subject.checkpoint.tokenizer,
+            data_dir=data.data_dir,
+            length=data.length,
+            bos_id=subject.checkpoint.bos_id,
+            train_rows=section.train_rows,
+            heldout_rows=section.heldout_rows,
+        )
+        for spec in section.tasks
+    ]
 
 
 def _digest(task: Task) -> str:

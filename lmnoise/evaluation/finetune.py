@@ -208,8 +208,7 @@ class FineTuner:
         base = jax.device_put(params, meshes.parameter_shardings(self.mesh, params))
         # What a setting gives depends, if barely, on the whole steps that its own are rounded to.
         records = {
-            kind: self._record | record | {"of_steps": program.steps}
-            for kind, (program, _) in self._programs.items()
+            k: self._record | record | {"of_steps": p.steps} for k, (p, _) in self._programs.items()
         }
         files = {
             s: Path(workdir) / f"{self._digest(records[_kind(s)], [s])}.json" for s in self.settings
@@ -238,14 +237,12 @@ class FineTuner:
                     for m, setting in enumerate(chunk):
                         notes = after and after(setting, program.one(states.params, base, m))
                         _write(files[setting], Outcome(setting, before, found[m], notes).to_json())
-                    if jax.process_index() == 0:
-                        shutil.rmtree(place, ignore_errors=True)
+                    _remove(place)
                     if stop.reached():
                         raise Stopped
                 del states
         # Populations of another grid, stopped, will not go on.
-        if jax.process_index() == 0:
-            shutil.rmtree(states_of, ignore_errors=True)
+        _remove(states_of)
         return [Outcome.from_json(json.loads(file.read_text())) for file in files.values()]
 
 
@@ -285,6 +282,11 @@ def _digest_of_mask(mask: Any) -> str:
     for name, leaf in tree.named_leaves(mask):
         digest.update(name.encode() + np.packbits(np.asarray(leaf)).tobytes())
     return digest.hexdigest()
+
+
+def _remove(folder: Path) -> None:
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(path: Path, value: Any) -> None:
