@@ -235,33 +235,21 @@ def _chosen(count: int, batch_size: int) -> list[np.ndarray]:
 def cka(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
     """Linear centred kernel alignment (arXiv 1905.00414), with the unbiased estimate of HSIC.
 
-    1 for the same features up to rotation and scale; 0 on average for unrelated ones, which the
-    biased estimate is not where N is not large against the width; may be negative.
+    Of rows about their mean, each scaled to length 1: else the few paragraphs with the longest
+    features decide alone. 1 for the same features up to rotation and scale; 0 on average for
+    unrelated ones, which the biased estimate is not where N is not large against the width; may
+    be negative.
     """
-    return _cka(*(x.astype(np.float64) @ x.T.astype(np.float64) for x in (x_ND, y_NE)))
+    return _cosine(_centred(_gram(x_ND)), _centred(_gram(y_NE)))
 
 
-def _cka(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
-    scale = _hsic(k_NN, k_NN) * _hsic(l_NN, l_NN)
-    return _hsic(k_NN, l_NN) / np.sqrt(scale) if scale > 0 else np.nan
-
-
-def _hsic(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
-    """Unbiased, up to the factor n (n - 3) that cancels: Song et al., JMLR 13 (2012), eq. 5."""
-    n = len(k_NN)
-    k_NN, l_NN = (g - np.diag(np.diag(g)) for g in (k_NN, l_NN))
-    k_N, l_N = k_NN.sum(0), l_NN.sum(0)
-    both = k_N.sum() * l_N.sum() / ((n - 1) * (n - 2))
-    return float(np.vdot(k_NN, l_NN) + both - 2 * (k_N @ l_N) / (n - 2))
-
-
-def rsa(x_ND: np.ndarray, y_NE: np.ndarray) -> float:
-    """Spearman's correlation of the cosine distances between rows, of centred features.
+def rsa(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
+    """Spearman's correlation of the cosine similarities between rows, of centred features.
 
     Representational similarity analysis (Kriegeskorte et al. 2008): whether the same pairs of
     paragraphs are far apart.
     """
-    return _rsa(_distances(x_ND), _distances(y_NE))
+    return _cosine(_ranked(_gram(x_ND)), _ranked(_gram(y_ND)))
 
 
 def _unit(x_ND: np.ndarray) -> np.ndarray:
@@ -270,14 +258,35 @@ def _unit(x_ND: np.ndarray) -> np.ndarray:
     return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-30)
 
 
-def _distances(x_ND: np.ndarray) -> np.ndarray:
+def _gram(x_ND: np.ndarray) -> np.ndarray:
     x_ND = _unit(x_ND)
-    return 1.0 - x_ND @ x_ND.T
+    return x_ND @ x_ND.T
 
 
-def _rsa(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
+def _centred(k_NN: np.ndarray) -> np.ndarray:
+    """Centred such that products of two of them are unbiased for HSIC, up to a common factor.
+
+    Song et al., JMLR 13 (2012), eq. 5, written as Székely and Rizzo's U-centring (2014).
+    """
+    n = len(k_NN)
+    k_NN = k_NN - np.diag(np.diag(k_NN))
+    k_N = k_NN.sum(0) / (n - 2)
+    k_NN = k_NN - k_N[:, None] - k_N[None] + k_N.sum() / (n - 1)
+    return k_NN - np.diag(np.diag(k_NN))
+
+
+def _ranked(k_NN: np.ndarray) -> np.ndarray:
+    """Ranks among all pairs of rows, about their mean; 0 on the diagonal."""
     upper = np.triu_indices(len(k_NN), 1)
-    return float(np.corrcoef(rankdata(k_NN[upper]), rankdata(l_NN[upper]))[0, 1])
+    ranks = rankdata(k_NN[upper])
+    found_NN = np.zeros_like(k_NN)
+    found_NN[upper] = ranks - ranks.mean()
+    return found_NN + found_NN.T
+
+
+def _cosine(k_NN: np.ndarray, l_NN: np.ndarray) -> float:
+    scale = np.linalg.norm(k_NN) * np.linalg.norm(l_NN)
+    return float(np.vdot(k_NN, l_NN) / scale) if scale > 0 else np.nan
 
 
 def retrieved(x_ND: np.ndarray, y_ND: np.ndarray) -> np.ndarray:
@@ -295,41 +304,45 @@ def _hits(cosine_NN: np.ndarray) -> np.ndarray:
 
 
 def compare(
-    x_ND: np.ndarray, y_ND: np.ndarray, *, permutations: int, seed: int
-) -> dict[str, dict[str, float]]:
-    """`{measure: value, standard_error, null, null_high}` for "cka", "rsa" and "retrieval".
+    x_ND: np.ndarray, y_ND: np.ndarray, *, permutations: int, seed: int, blocks: int = 20
+) -> dict[str, dict[str, Any]]:
+    """`{measure: found}` for "cka", "rsa" and "retrieval".
 
-    The error is over paragraphs, by the jackknife. The null has the paragraphs of one language
-    shuffled: its mean and its 95 % quantile over `permutations`.
+    `value`; `without`, the values without each of `blocks` blocks of paragraphs in turn, for
+    `jackknife_error`, and that `standard_error` over paragraphs; and of a null that has the
+    paragraphs of one language shuffled the mean over `permutations`, `null`, and the 95 % quantile,
+    `null_high`.
     """
-    grams = [x.astype(np.float64) @ x.T.astype(np.float64) for x in (x_ND, y_ND)]
-    distances = [_distances(x) for x in (x_ND, y_ND)]
-    cosine_NN = _unit(x_ND) @ _unit(y_ND).T
-    measures = {"cka": (_cka, *grams), "rsa": (_rsa, *distances)}
+    count = len(x_ND)
     generator = np.random.default_rng(seed)
-    orders = [generator.permutation(len(x_ND)) for _ in range(permutations)]
-    found = {}
-    for name, (measure, k_NN, l_NN) in measures.items():
-        nulls = [measure(k_NN, l_NN[np.ix_(order, order)]) for order in orders]
-        found[name] = _row(measure(k_NN, l_NN), _jackknife(measure, k_NN, l_NN), nulls)
+    orders = [generator.permutation(count) for _ in range(permutations)]
+    left = np.array_split(np.arange(count), min(blocks, count))
+    kept = [np.setdiff1d(np.arange(count), block) for block in left]
+    grams, found = [_gram(x) for x in (x_ND, y_ND)], {}
+    for name, form in (("cka", _centred), ("rsa", _ranked)):
+        k_NN, l_NN = (form(gram_NN) for gram_NN in grams)
+        # What is centred or ranked and then shuffled is what was shuffled before.
+        nulls = [_cosine(k_NN, l_NN[np.ix_(order, order)]) for order in orders]
+        without = [_cosine(*(form(gram_NN[np.ix_(k, k)]) for gram_NN in grams)) for k in kept]
+        found[name] = _row(_cosine(k_NN, l_NN), without, nulls)
+    cosine_NN = _unit(x_ND) @ _unit(y_ND).T
     hits_N = _hits(cosine_NN)
     nulls = [_hits(cosine_NN[:, order]).mean() for order in orders]
-    error = hits_N.std(ddof=1) / np.sqrt(len(hits_N))
-    return found | {"retrieval": _row(hits_N.mean(), error, nulls)}
+    found["retrieval"] = _row(hits_N.mean(), [hits_N[k].mean() for k in kept], nulls)
+    return found
 
 
-def _row(value: float, error: float, nulls: Sequence[float]) -> dict[str, float]:
+def _row(value: float, without: Sequence[float], nulls: Sequence[float]) -> dict[str, Any]:
     return {
         "value": float(value),
-        "standard_error": float(error),
+        "without": [round(float(v), 7) for v in without],
+        "standard_error": jackknife_error(without),
         "null": float(np.mean(nulls)),
         "null_high": float(np.quantile(nulls, 0.95)),
     }
 
 
-def _jackknife(measure: Any, k_NN: np.ndarray, l_NN: np.ndarray) -> float:
-    """Standard error from the measure without each row in turn."""
-    n = len(k_NN)
-    kept = [np.delete(np.arange(n), i) for i in range(n)]
-    values = np.array([measure(k_NN[np.ix_(k, k)], l_NN[np.ix_(k, k)]) for k in kept])
+def jackknife_error(without: Sequence[float]) -> float:
+    """Standard error of a statistic from its values without each of equal blocks in turn."""
+    values, n = np.asarray(without, np.float64), len(without)
     return float(np.sqrt((n - 1) / n * np.square(values - values.mean()).sum()))
