@@ -15,9 +15,10 @@ from lmnoise.report import COLOURS, savefig, style
 
 # Titles that fit over a panel.
 TITLES = {"budgets": "each budget annealed", "one run": "one run (confounded)"}
-BARS = (
-    "Bars: 95 % intervals over seeds of pre-training. Star: the budget of the least mean loss "
-    "where an inflection is shown, with its bootstrap interval."
+BARS = "Bars: 95 % intervals over seeds of pre-training; lines are shifted a little apart."
+STARS = (
+    f"{BARS} Star: the budget of the least mean loss where an inflection is shown, with its "
+    "bootstrap interval."
 )
 
 type Pick = Callable[[Curve], NDArray[np.float64]]
@@ -118,10 +119,10 @@ def _panel(ax: Axes, curves: Sequence[Curve], pick: Pick, turn: Turn | None = No
     for i, curve in enumerate(curves):
         colour = COLOURS[i % len(COLOURS)]
         # A little apart, so that the bars of all lines are seen.
-        shift_B = curve.tokens_B * 2 ** (0.05 * (i - (len(curves) - 1) / 2))
+        shift = 2 ** (0.05 * (i - (len(curves) - 1) / 2))
         found = curve.estimates(pick(curve)[:, curve.fine])
         ax.errorbar(
-            shift_B[curve.fine],
+            curve.tokens_B[curve.fine] * shift,
             [e.mean for e in found],
             [e.half_width for e in found],
             color=colour,
@@ -132,18 +133,18 @@ def _panel(ax: Axes, curves: Sequence[Curve], pick: Pick, turn: Turn | None = No
         )
         at = turn(curve) if turn else None
         if at is not None and at.shown:
-            _star(ax, at, curve, pick, colour)
+            _star(ax, at, curve, pick, colour, shift)
     ax.set_xscale("log")
     ax.set_xlabel("pre-training tokens")
 
 
-def _star(ax: Axes, at: Inflection, curve: Curve, pick: Pick, colour: str) -> None:
+def _star(ax: Axes, at: Inflection, curve: Curve, pick: Pick, colour: str, shift: float) -> None:
     height = pick(curve)[:, np.flatnonzero(curve.tokens_B == at.least)[0]].mean()
     below, above = at.least - at.interval[0], at.interval[1] - at.least
     ax.errorbar(
-        [at.least],
+        [at.least * shift],
         [height],
-        xerr=[[below], [above]],
+        xerr=[[below * shift], [above * shift]],
         color=colour,
         marker="*",
         markersize=13,

@@ -65,7 +65,7 @@ def _noise(curves: Sequence[Curve], config: ConfigDict, folder: Path) -> list[st
             folder / "sensitivity.png",
             f"Progressive sensitivity: rise of the loss through noise. {figures.BARS}",
         ),
-        Figure(folder / "noise.png", f"Loss after noise. {figures.BARS}"),
+        Figure(folder / "noise.png", f"Loss after noise. {figures.STARS}"),
     ]
 
 
@@ -93,11 +93,11 @@ def _task(task: Tuned, config: ConfigDict, folder: Path, name: str) -> list[str 
         f"strengths and all rates.{classes}",
         Figure(
             folder / f"{name}-rates.png",
-            f"Fixed rates and the tuned rate on {task.task}. {figures.BARS}",
+            f"Fixed rates and the tuned rate on {task.task}. {figures.STARS}",
         ),
         Figure(
             folder / f"{name}-cures.png",
-            f"Tuned rate without and with cures on {task.task}. {figures.BARS}",
+            f"Tuned rate without and with cures on {task.task}. {figures.STARS}",
         ),
     ]
 

@@ -2,15 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from lmnoise import config as configs
-from lmnoise.assemble import steps_of
+from lmnoise.assemble import members_of, steps_of
 from lmnoise.checkpoints import Checkpoint, open_checkpoint
 from lmnoise.data.packing import Packed, open_packed
 from lmnoise.errors import Stopped, UserError
@@ -87,25 +85,37 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def pre_train(config: ConfigDict, workdir: Path) -> list[Trained]:
-    """Trains both series, or goes on with them; the models by series, seed and tokens.
+def pre_train(config: ConfigDict, workdir: epath.Path) -> None:
+    """Trains both series, or goes on with them.
 
     Raises:
       Stopped: a signal came; the run is saved.
     """
-    budgets, one_run = workdir / "budgets", workdir / "one_run"
-    members = _train(training_config(config), budgets, "pre-training, all budgets")
+    for name, own in _runs(config).items():
+        _, states = train(own, workdir / name, f"pre-training, {name.replace('_', ' ')}")
+        if states is None:
+            raise Stopped
+
+
+def open_all(config: ConfigDict, workdir: epath.Path) -> list[Trained]:
+    """The models that were trained, by series, seed and tokens; all are held in memory."""
     data_dir, found = config.data.data_dir, []
-    for index, member in enumerate(members):
-        checkpoint = open_checkpoint(f"{budgets}#{index}", data_dir)
+    budgets, one_run = _runs(config).values()
+    for index, member in enumerate(members_of(budgets)):
+        checkpoint = open_checkpoint(f"{workdir / 'budgets'}#{index}", data_dir)
         found.append(Trained("budgets", member["seed"], checkpoint))
-    own = one_run_config(config)
-    for index, member in enumerate(_train(own, one_run, "pre-training, one run")):
+    for index, member in enumerate(members_of(one_run)):
         for step in one_run_steps(config):
-            checkpoint = open_checkpoint(f"{one_run}/checkpoints/{step}#{index}", data_dir)
+            place = workdir / "one_run" / "checkpoints" / str(step)
+            checkpoint = open_checkpoint(f"{place}#{index}", data_dir)
             found.append(Trained("one run", member["seed"], checkpoint))
     order = list(SERIES)
     return sorted(found, key=lambda t: (order.index(t.series), t.seed, t.tokens))
+
+
+def _runs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The run of each series, by its folder."""
+    return {"budgets": training_config(config), "one_run": one_run_config(config)}
 
 
 def one_run_steps(config: ConfigDict) -> list[int]:
@@ -114,13 +124,6 @@ def one_run_steps(config: ConfigDict) -> list[int]:
     steps = [steps_of({"duration": share}, config) for share in shares]
     every = round(config.one_run.first * config.train.steps)
     return [step for step in steps if step % every == 0]
-
-
-def _train(config: ConfigDict, workdir: Path, title: str) -> Sequence[dict]:
-    run, states = train(config, epath.Path(workdir), title)
-    if states is None:
-        raise Stopped
-    return run.members
 
 
 def epochs(config: ConfigDict) -> float:

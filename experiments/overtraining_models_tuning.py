@@ -41,7 +41,7 @@ class Tuned:
     Attributes:
       task: its name.
       largest_class: share of the test rows that are of the largest class; nan for text.
-      curves: every rate, and the tuned one without and with cures, for both series.
+      curves: every rate and the tuned one, without and with cures, for both series.
       choice: of a budget; None where some model diverged under all settings.
     """
 
@@ -202,19 +202,21 @@ def _curves(
     outcomes: Sequence[Sequence[Outcome]],
     config: ConfigDict,
 ) -> list[Curve]:
-    """Every fixed rate without a cure, then the tuned rate without and with each cure."""
+    """Every fixed rate without a cure, the tuned rate without and with each cure, then every
+    fixed rate with every strength of the cures."""
 
     def curve(name: str, strength: float, cure: str, pick: Any) -> Curve:
         values = [_numbers(pick(of_model)) for of_model in outcomes]
         tokens_B, columns = by_seed_and_budget(trained, series, values)
-        before_RB, after_RB, task_RB, accuracy_RB = columns
+        before_RB, after_RB, task_RB, accuracy_RB, rate_RB = columns
         return Curve(
-            series, task, name, strength, tokens_B, before_RB, after_RB, task_RB, cure, accuracy_RB
-        )
+            series, task, name, strength, tokens_B, before_RB, after_RB, task_RB, cure,
+            accuracy_RB, rate_RB,
+        )  # fmt: skip
 
     fixed = [
-        curve(f"rate {rate:g}", rate, "plain", lambda of, i=i: of[i])
-        for i, rate in enumerate(config.tune.rates)
+        curve(_named(s), s.learning_rate, cure_of(s), lambda of, i=i: of[i])
+        for i, s in enumerate(settings(config))
     ]
     best = [
         curve(
@@ -225,7 +227,13 @@ def _curves(
         )
         for cure in ("plain", *(name for name, strengths in config.tune.cures.items() if strengths))
     ]
-    return fixed + best
+    count = len(config.tune.rates)
+    return fixed[:count] + best + fixed[count:]
+
+
+def _named(setting: Setting) -> str:
+    name, cure = f"rate {setting.learning_rate:g}", cure_of(setting)
+    return name if cure == "plain" else f"{name}, {CURES[cure]} {getattr(setting, cure):g}"
 
 
 def tuned_with(outcomes: Sequence[Outcome], cure: str) -> Outcome | None:
@@ -235,15 +243,16 @@ def tuned_with(outcomes: Sequence[Outcome], cure: str) -> Outcome | None:
 
 
 def _numbers(outcome: Outcome | None) -> list[float]:
-    """Losses on pre-training text before and after, then loss and accuracy on the task's test."""
+    """Losses on pre-training text before and after, loss and accuracy on the task's test, rate."""
     if outcome is None:
-        return [math.nan] * 4
+        return [math.nan] * 5
     before, after = outcome.before["pretraining"], outcome.after
     return [
         before.loss.mean,
         after["pretraining"].loss.mean,
         after["test"].loss.mean,
         after["test"].accuracy.mean,
+        outcome.setting.learning_rate,
     ]
 
 

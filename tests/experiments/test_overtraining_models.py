@@ -32,7 +32,8 @@ def load(path):
 
 CONFIGS = load(ROOT / "configs" / "overtraining.py")
 STUDY = load(ROOT / "experiments" / "overtraining.py")
-training, tuning = STUDY.training, STUDY.tuning
+training, tuning, VERDICT = STUDY.training, STUDY.tuning, STUDY.report.verdict
+CURES = VERDICT.cures
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,7 +122,7 @@ def test_every_number_of_the_figures_is_in_the_table(reported):
     config, _, report = reported
     with (report.parent / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
-    tuned = len(config.tune.rates) + 1 + 1  # replay
+    tuned = 2 * (len(config.tune.rates) + 1)  # without and with replay
     curves = len(config.perturb.gammas) + len(config.tune.tasks) * tuned
     assert len(rows) == curves * len(training.SERIES) * len(config.members.duration)
     for row in rows:
@@ -167,48 +168,121 @@ def test_a_config_that_cannot_be_studied_is_refused_before_training(change, word
         STUDY.check(config)
 
 
-def planted(noise_B, kind="noise", strength=1.0, cure="", seed=0):
-    """A curve of three seeds on five budgets, with a base loss that falls."""
-    rng = np.random.default_rng(seed)
-    base = np.linspace(3.0, 2.0, 5) + 0.01 * rng.normal(size=(3, 5))
-    curves = STUDY.noise.Curve
-    return curves(
+def planted(noise_B, name="γ = 1", strength=1.0, cure="", seeds=3, task_B=None):
+    """A curve on five budgets with a base loss that falls from 3 to 2."""
+    rng = np.random.default_rng(0)
+    base_RB = np.linspace(3.0, 2.0, 5) + 0.01 * rng.normal(size=(seeds, 5))
+    return STUDY.noise.Curve(
         series="budgets",
-        kind=kind,
-        name=f"γ = {strength:g}",
+        kind="task" if cure else "noise",
+        name=name,
         strength=strength,
         tokens_B=1e6 * 2.0 ** np.arange(5),
-        before_RB=base,
-        after_RB=base + np.asarray(noise_B),
-        task_RB=None if kind == "noise" else base,
+        before_RB=base_RB,
+        after_RB=base_RB + np.asarray(noise_B),
+        task_RB=base_RB + np.asarray(task_B or [0.0] * 5) if cure else None,
         cure=cure,
+        accuracy_RB=np.full((seeds, 5), math.nan) if cure else None,
+        rate_RB=np.full((seeds, 5), 0.1) if cure else None,
     )
 
 
+RISING = [0.0, 0.1, 0.3, 0.9, 2.0]
+HIGH = VERDICT.Levels(frequencies=9.0, uniform=10.0)
+
+
 def test_the_verdict_says_what_was_planted():
-    verdict = STUDY.report.verdict
-    rising = planted([0.0, 0.1, 0.3, 0.9, 2.0], strength=4.0)
-    flat = planted([0.1] * 5, strength=0.5)
-    [text, earlier] = verdict.sentences("Noise", [flat, rising], 9.0)
+    rising, flat = planted(RISING, "γ = 4", 4.0), planted([0.1] * 5, "γ = 0.5", 0.5)
+    [text, earlier] = VERDICT.sentences("Noise", [flat, rising], HIGH)
     assert "loss grows with the tokens) is shown for 1 of 2 (γ = 4)" in text
+    assert "For γ = 4 the loss after it is itself higher in the end" in text
     assert "turns up) is shown for 1 of 2 (γ = 4)" in text
     assert "stronger modification is shown: at 16,000,000 tokens for γ = 0.5" in earlier
     assert "at 4,000,000 for γ = 4, 2 doublings earlier (bootstrap 2 to 2)" in earlier
-    assert rising.turn.least == 4e6
-    assert not flat.turn.shown
+    assert "forgotten" not in text
     assert "frequencies of tokens" not in text
-    [text, _] = verdict.sentences("Noise", [flat, rising], 2.4)
+    [text, _] = VERDICT.sentences("Noise", [flat, rising], VERDICT.Levels(2.4, 5.5))
     assert "For γ = 4 the turn is where the model as pre-trained knows no more" in text
-    [text] = verdict.sentences("Noise", [flat], 9.0)
+    assert "at least that of the frequencies of tokens) for γ = 4." in text
+    [text] = VERDICT.sentences("Noise", [flat], HIGH)
     assert text.count("not shown for any of 1 strengths") == 2
 
 
-def test_a_budget_that_diverged_is_left_out():
-    curve = planted([0.0, 0.1, 0.3, 0.9, math.inf])
-    np.testing.assert_array_equal(curve.fine, [True] * 4 + [False])
-    assert curve.turn.least in curve.tokens_B[:4]
-    [text] = STUDY.report.verdict.sentences("Noise", [curve], 9.0)
-    assert "Some budgets diverged" in text
+@pytest.mark.parametrize(
+    ("noise_B", "way"),
+    [
+        (RISING, "more lost"),
+        # Falls by half of what the loss before it falls.
+        ([0.0, 0.125, 0.25, 0.375, 0.5], "part of the gain"),
+        # Ends where it began: all that the start had gained is lost.
+        ([0.0, 0.25, 0.5, 0.75, 1.0], "better start"),
+        ([0.1] * 5, ""),
+        # No slope, but a turn.
+        ([0.0, 0.0, 0.0, 0.4, 1.0], "more lost"),
+    ],
+)
+def test_a_sensitivity_that_grows_is_told_from_a_better_start(noise_B, way):
+    assert VERDICT.way(planted(noise_B)) == way
+
+
+def test_what_is_forgotten_is_counted_among_what_was_learned():
+    flat = planted([0.0, 0.25, 0.5, 0.75, 1.0])  # 3 after every budget
+    np.testing.assert_array_equal(flat.learned(2.9), [False, True, True, True, True])
+    np.testing.assert_array_equal(flat.forgotten(2.9), [False, True, True, True, True])
+    assert not flat.forgotten(3.1).any()
+    [text] = VERDICT.sentences("Noise", [flat], VERDICT.Levels(2.9, 2.95))
+    assert "all is forgotten (the loss after it is at least" in text
+    assert "worse than a uniform guess for γ = 1." in text
+    [row] = VERDICT._table([flat], VERDICT.Levels(2.9, 5.5)).rows
+    assert "4 of 4" in row
+    assert "shown, better start" in row
+
+
+def test_budgets_that_diverged_are_named_and_left_out_of_both_curves():
+    cut = planted([*RISING[:4], math.inf], "γ = 4", 4.0)
+    flat = planted([0.1] * 5, "γ = 0.5", 0.5)
+    np.testing.assert_array_equal(cut.fine, [True] * 4 + [False])
+    assert cut.turn.least in cut.tokens_B[:4]
+    [text, earlier] = VERDICT.sentences("Noise", [flat, cut], HIGH)
+    assert "Diverged, and left out: γ = 4 at 16,000,000 tokens." in text
+    # The weak curve too is read up to 8M tokens alone.
+    assert "at 8,000,000 tokens for γ = 0.5 and at 4,000,000 for γ = 4, 1 doublings" in earlier
+    falling = planted([0.0, 0.0, 0.0, math.inf, math.inf], "γ = 4", 4.0)
+    [_, earlier] = VERDICT.sentences("Noise", [flat, falling], HIGH)
+    assert "no inflection is shown for γ = 4" in earlier
+    assert CURES.turned(falling, falling.turn) == (
+        "not shown, no inflection in the rest of the range (diverged at 8,000,000, 16,000,000 "
+        "tokens)"
+    )
+
+
+def test_two_seeds_do_not_compare_inflections():
+    pair = [planted([0.1] * 5, seeds=2), planted(RISING, "γ = 4", 4.0, seeds=2)]
+    [_, earlier] = VERDICT.sentences("Noise", pair, HIGH)
+    assert earlier.endswith("it needs three seeds.")
+
+
+def test_cures_are_compared_by_what_they_spare_cost_and_delay():
+    def rows(strength, name):
+        plain = planted(RISING, name, strength, "plain")
+        gentle = planted(
+            [0.0, 0.0, 0.1, 0.2, 0.5], "with SAM", strength, "sam_radius", task_B=[0.3] * 5
+        )
+        lost = planted([0.0, 0.1, *[math.inf] * 3], "with replay", strength, "replay")
+        return [plain, gentle, lost]
+
+    curves = rows(math.nan, "tuned rate") + rows(0.1, "rate 0.1")
+    sam, replay = CURES.sentences(curves, 2.4)
+    assert "text -1.5000 ± 0.0000 (lower), test loss on the task 0.3000 ± 0.0000 (higher)" in sam
+    assert "all is forgotten there without it and with it" in sam
+    assert "inflection comes later: shown, 1 doublings (bootstrap 1 to 1)" in sam
+    assert "(diverged at 4,000,000, 8,000,000, 16,000,000 tokens), at 2,000,000 tokens" in replay
+    assert "not compared (too few budgets without divergence)" in replay
+    [table] = CURES.tables("task", curves)
+    assert [row[0] for row in table.rows] == ["with SAM", "with replay"]
+    assert table.rows[0][3] == "shown, 1 doublings (bootstrap 1 to 1)"
+    [_, edges] = VERDICT.tuned_sentences(curves, HIGH, (0.01, 0.1))
+    assert "15 and 0 of 15 checkpoints (tuned rate); 15 and 0 of 15 checkpoints (with SAM)" in edges
 
 
 def test_settings_hold_every_rate_with_every_cure():
