@@ -1,6 +1,6 @@
 """What fine-tuning gains and what it forgets, by method and learning rate, along a series.
 
-The outcomes of single settings stay in `<workdir>/finetune`: a grid that grows by a rate trains
+The outcomes of single settings stay in `<workdir>/outcomes`: a grid that grows by a rate trains
 that rate alone. After changing the code remove that folder with `points.jsonl`.
 """
 
@@ -85,7 +85,7 @@ def measure(subject: Subject, config: ConfigDict) -> Result:
         # An outcome is stored by its own setting, whatever the others of the grid are.
         setting = {key: value for key, value in point.items() if key != "grid"}
         record = subject.identity | setting
-        folder = subject.workdir / "finetune" / digest_of(record)
+        folder = subject.workdir / "outcomes" / digest_of(record)
         title = f"{subject.name}: {setting['task']}"
         found = tuner_of(setting).run(subject.params, workdir=folder, record=record, title=title)
         return {"outcomes": [outcome.to_json() for outcome in found]}

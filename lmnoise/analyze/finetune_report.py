@@ -236,6 +236,8 @@ def _panel(ax: Axes, methods: Methods) -> None:
     )  # fmt: skip
     if any(abs(y) > 0.1 for y in ax.get_ylim()):
         ax.set_yscale("symlog", linthresh=0.01)
+    ax.margins(0.15)  # for the rates beside the points
+    ax.autoscale_view()
     ax.set_xlabel("gain on the test rows, nats per token")
     ax.set_ylabel("forgetting, nats per token")
 
