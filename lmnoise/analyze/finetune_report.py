@@ -234,6 +234,7 @@ def _panel(ax: Axes, methods: Methods) -> None:
         [_gain(o).mean for o in edge], [_forgetting(o).mean for o in edge],
         "--", linewidth=1, color="grey", zorder=0,
     )  # fmt: skip
+    ax.axhline(0, color="grey", linewidth=0.8, zorder=0)
     if any(abs(y) > 0.1 for y in ax.get_ylim()):
         ax.set_yscale("symlog", linthresh=0.01)
     ax.margins(0.15)  # for the rates beside the points
