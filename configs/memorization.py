@@ -35,6 +35,7 @@ SMALL = dict(
     ),
     own=dict(
         examples=16,
+        controls=4,
         epochs=2,
         batch_size=2,
         seeds=(0, 1),
@@ -42,10 +43,12 @@ SMALL = dict(
         learning_rate=1e-2,
         together=False,
         schedules=("cyclical", "constant"),
+        reshuffled=("cyclical",),
         windows=8,
     ),
     imported=dict(
         examples=16,
+        controls=4,
         epochs=2,
         batch_size=2,
         seeds=(0,),
@@ -60,7 +63,7 @@ SMALL = dict(
     ),
     sizes=dict(small=4, large=16, steps=4, batch_size=4, probes=4, new_tokens=2, seeds=(0, 1)),
     stages=dict(rows=8, batch_size=4, seeds=(0, 1)),
-    mixing=dict(rows=4, epochs=2, times=(0, 1), batch_size=4, probes=4, new_tokens=2, seeds=(0, 1)),
+    mixing=dict(rows=4, epochs=2, times=(1,), batch_size=4, probes=4, new_tokens=2, seeds=(0, 1)),
 )
 
 SEEDS = (0, 1, 2)
@@ -79,25 +82,29 @@ def laptop() -> ConfigDict:
             checkpoint="",  # the model of `pretraining`
             corpus=NARROW,
             sources=(NARROW, GENERAL, OTHER),
-            windows=64,  # of each of them
-            examples=512,
-            batch_size=8,
-            learning_rate=1e-3,
-            evaluate_every=4,  # between two looks the held-out loss is interpolated
+            windows=32,  # of each of them
+            examples=384,
+            controls=48,  # windows that are drawn with the examples and not trained on
+            batch_size=4,  # the batches of an epoch are the shifts of a permutation test
+            learning_rate=7e-4,
+            evaluate_every=8,  # between two looks the loss of controls is interpolated
             seeds=SEEDS,
             together=True,  # seeds are members of one population
+            reshuffled=("cyclical", "cosine", "constant"),
         )
         config.imported = _sights(
             checkpoint="smollm2",  # "" leaves it out
             corpus=GENERAL,
             sources=(GENERAL,),
-            windows=16,
-            examples=72,
-            batch_size=6,
+            windows=8,
+            examples=40,
+            controls=12,
+            batch_size=4,
             learning_rate=1e-4,
-            evaluate_every=4,
+            evaluate_every=5,
             seeds=(0,),
             together=False,
+            reshuffled=("cyclical",),
         )
         config.update(_chapters())
     return config
@@ -119,10 +126,13 @@ def _sights(**keys: Any) -> dict[str, Any]:
     """Schedules and epochs over few examples."""
     return dict(
         epochs=3,
-        schedules=("cyclical", "cosine", "constant"),  # in fixed order
-        reshuffled=("cyclical",),  # those also in a new order every epoch
+        schedules=(
+            "cyclical",
+            "cosine",
+            "constant",
+        ),  # in fixed order; `reshuffled`: in a new one every epoch
         checkpoint_every=0,
-        draw=0,  # seed of the permutation tests
+        draw=0,  # seed of the permutations that search for a jump
         **keys,
     )
 
@@ -134,7 +144,7 @@ def _chapters() -> dict[str, dict[str, Any]]:
     return dict(
         canaries=dict(
             corpus=NARROW,
-            rows=2048,
+            rows=1536,
             prefix=6,
             secret=3,
             symbols=10,
@@ -143,10 +153,10 @@ def _chapters() -> dict[str, dict[str, Any]]:
             draw=0,  # seed of the canaries themselves
             **common,
         ),
-        sizes=dict(corpus=NARROW, small=128, large=832, steps=208, **common, **probes),
-        stages=dict(first=NARROW, second=OTHER, rows=1024, **common),
+        sizes=dict(corpus=NARROW, small=64, large=832, steps=104, **common, **probes),
+        stages=dict(first=NARROW, second=OTHER, rows=512, **common),
         mixing=dict(
-            corpus=NARROW, original=GENERAL, rows=32, epochs=12, times=(0, 5, 10), **common,
+            corpus=NARROW, original=GENERAL, rows=16, epochs=12, times=(5, 10), **common,
             **probes,
         ),
     )  # fmt: skip
@@ -160,12 +170,14 @@ def gpu() -> ConfigDict:
     config.pretraining.model.update(dict(layers=8, width=512, heads=8))
     config.pretraining.data.length = 128
     config.pretraining.train.update(dict(steps=6000, batch_size=128, checkpoint_every=1000))
-    config.own.update(dict(examples=2048, batch_size=16, learning_rate=5e-4, windows=256))
+    config.own.update(
+        dict(examples=2048, controls=256, batch_size=16, learning_rate=5e-4, windows=128)
+    )
     config.imported.update(
-        dict(examples=1024, batch_size=8, evaluate_every=16, seeds=SEEDS, checkpoint_every=128,
-             learning_rate=5e-5, windows=128)
+        dict(examples=1024, controls=128, batch_size=8, evaluate_every=16, seeds=SEEDS,
+             checkpoint_every=128, learning_rate=5e-5, windows=128)
     )  # fmt: skip
-    config.canaries.update(dict(rows=16384, batch_size=16, learning_rate=5e-4))
+    config.canaries.update(dict(rows=4608, batch_size=16, learning_rate=5e-4))
     config.sizes.update(dict(small=500, large=3250, steps=812, batch_size=8, learning_rate=5e-4))
     config.stages.update(dict(rows=3200, batch_size=16, learning_rate=5e-4))
     config.mixing.update(dict(rows=64, batch_size=16, learning_rate=5e-4))

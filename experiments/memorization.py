@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 from lmnoise import cli, storage
 from lmnoise import config as configs
 from lmnoise.analyze.subject import Subject, open_subject
-from lmnoise.data.packing import prepare
+from lmnoise.data.packing import open_packed, prepare
+from lmnoise.data.stream import Windows
 from lmnoise.errors import Stopped, UserError
 from lmnoise.report import provenance, write_report
 from lmnoise.train import train
@@ -39,9 +40,10 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
 
     Raises:
       Stopped: a signal came while a model was trained; what was found is stored.
-      UserError: a corpus that is trained on is not scored, or what the chapters say.
+      UserError: a corpus that is trained on is not scored or too short, or what the chapters say.
     """
     _check(config)
+    _check_sizes(config)
     folder.mkdir(parents=True, exist_ok=True)
     bench = Bench(_pretrained(config, workdir))
     arms = {"own": sights.measure(bench, config.own, "own")}
@@ -76,8 +78,6 @@ def _pretrained(config: ConfigDict, workdir: Path) -> Subject:
     """The own model, pre-trained or read back."""
     own = config.pretraining.copy_and_resolve_references()
     own.data.data_dir = config.data.data_dir
-    for name in dict.fromkeys([own.data.source, *own.data.evaluate]):
-        prepare(name, data_dir=own.data.data_dir, tokenizer=own.data.tokenizer)
     if train(own, workdir / "pretrained", "pre-training")[1] is None:
         raise Stopped
     return _open(config, config.own, str(workdir / "pretrained"), workdir)
@@ -102,6 +102,40 @@ def _check(config: ConfigDict) -> None:
                     f"config.own.sources lacks {config[name][key]!r}, which config.{name}.{key} "
                     "names: add it"
                 )
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    """What is asked for is there, before anything is trained.
+
+    Of the imported model `Bench.examples` says it, whose tokens are known once it is open.
+    """
+    own, length = config.pretraining, config.data.length
+    if own.data.length < length:
+        raise UserError(
+            f"config.pretraining.data.length is {own.data.length}: make it config.data.length, "
+            f"{length}, or more"
+        )
+    mixed = config.mixing
+    seen = mixed.rows * mixed.epochs
+    wanted = [
+        ("own", config.own.corpus, sights.windows_of(config.own)),
+        ("canaries", config.canaries.corpus, canaries.windows_of(config.canaries)),
+        ("sizes", config.sizes.corpus, config.sizes.large),
+        ("stages", config.stages.first, config.stages.rows),
+        ("stages", config.stages.second, config.stages.rows),
+        ("mixing", mixed.corpus, seen),
+        ("mixing", mixed.original, seen * max(mixed.times, default=0)),
+    ]
+    where = dict(data_dir=config.data.data_dir, tokenizer=own.data.tokenizer)
+    for name in dict.fromkeys([own.data.source, *own.data.evaluate, *config.own.sources]):
+        prepare(name, **where)
+    for section, corpus, count in wanted:
+        have = len(Windows(open_packed(corpus, "train", bos_id=None, **where), length))
+        if count > have:
+            raise UserError(
+                f"config.{section} asks for {count} windows of {length} tokens, and {corpus} has "
+                f"{have}: ask for fewer or name a larger corpus"
+            )
 
 
 def _title(bench: Bench) -> str:

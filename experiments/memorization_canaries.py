@@ -14,16 +14,8 @@ from lmnoise import keys
 from lmnoise.errors import UserError
 from lmnoise.evaluation import memorization
 from lmnoise.evaluation.generation import generate
-from lmnoise.report import (
-    COLOURS,
-    Estimate,
-    Figure,
-    Table,
-    mean_and_error,
-    savefig,
-    style,
-    write_csv,
-)
+from lmnoise.evaluation.memorization import Share
+from lmnoise.report import COLOURS, Figure, Table, savefig, style, write_csv
 from lmnoise.training.mesh import put_whole
 from lmnoise.training.population import Population
 
@@ -84,6 +76,12 @@ def repeats_of(section: ConfigDict, seed: int) -> np.ndarray:
     )
 
 
+def windows_of(section: ConfigDict) -> int:
+    """How many windows are trained on, a whole number of batches."""
+    wanted = section.rows + sum(section.repeats) * section.each
+    return -(-wanted // section.batch_size) * section.batch_size
+
+
 def measure(bench: Bench, section: ConfigDict) -> Found:
     """Trains once over text with the canaries planted in it, and asks for them.
 
@@ -92,9 +90,8 @@ def measure(bench: Bench, section: ConfigDict) -> Found:
       UserError: canaries that do not fit the vocabulary or the windows.
     """
     canaries = canaries_of(bench, section)
-    planted = sum(section.repeats) * section.each
     training = Training(
-        steps=-(-(section.rows + planted) // section.batch_size),
+        steps=windows_of(section) // section.batch_size,
         batch_size=section.batch_size,
         learning_rate=section.learning_rate,
         schedule="cosine",
@@ -141,13 +138,11 @@ def _asked(
 ) -> dict[str, Any]:
     """Exposures (M, n), and whether the greedy continuation of the prefix is the secret."""
     model, secret = bench.subject.model, section.secret
-    losses = population.map(
-        lambda own, tokens_CT: model.loss(own, {"tokens": tokens_CT}, None)[:, -secret:].sum(1)
-    )
+    losses = bench.token_losses(population)
     exposure_NM = []
     for candidates_CT, planted in zip(*canaries, strict=True):
         placed = put_whole(population.mesh, candidates_CT, batch_axis=None)
-        of_members = np.asarray(losses(params, placed))
+        of_members = np.asarray(losses(params, placed))[:, :, -secret:].sum(2)
         exposure_NM.append([memorization.exposure(own, planted) for own in of_members])
     texts = canaries.texts_NT.tolist()
     prompts = [text[:-secret] for text in texts]
@@ -164,28 +159,36 @@ def _asked(
     return {"exposure": np.transpose(exposure_NM).tolist(), "verbatim": verbatim_MN}
 
 
-def by_repeats(found: Found, values_RN: np.ndarray) -> dict[int, Estimate]:
-    """Means with errors over seeds, of a single seed over canaries."""
+def by_repeats(found: Found, section: ConfigDict) -> dict[int, tuple[Share, Share]]:
+    """By number of repetitions the mean exposure and the share given away, over all canaries."""
+    largest = np.log2(section.symbols**section.secret)
     result = {}
     for repeats in np.unique(found.repeats_RN):
-        own = [v[r == repeats] for v, r in zip(values_RN, found.repeats_RN, strict=True)]
-        result[int(repeats)] = mean_and_error([v.mean() for v in own] if len(own) > 1 else own[0])
+        own = found.repeats_RN == repeats
+        away = found.verbatim_RN[own]
+        result[int(repeats)] = (
+            memorization.bounded_mean(found.exposure_RN[own], 0.0, largest),
+            memorization.wilson(round(away.sum()), len(away)),
+        )
     return result
 
 
 def blocks(found: Found, section: ConfigDict, folder: Path) -> Sequence[Block]:
     """The chapter."""
-    exposure = by_repeats(found, found.exposure_RN)
-    verbatim = by_repeats(found, found.verbatim_RN)
+    estimates = by_repeats(found, section)
     count = section.symbols**section.secret
     table = Table(
-        ("repetitions", "exposure, bits", "given away verbatim"),
-        [(repeats, exposure[repeats], verbatim[repeats]) for repeats in exposure],
-        f"{section.each} canaries a row and {len(found.repeats_RN)} seeds; 95 % intervals over "
-        f"seeds. The largest exposure is {np.log2(count):.2f} bits.",
-    )
+        ("repetitions", "exposure, bits", "from", "to", "given away verbatim", "share from",
+         "share to"),
+        [(repeats, *exposure, *away) for repeats, (exposure, away) in estimates.items()],
+        f"{section.each} canaries a row and seed, {len(found.repeats_RN)} seeds. 95 % intervals "
+        "over canaries, which are taken as independent, though those of one seed were learnt by "
+        "one model: Student's t for the exposure, cut at 0 and the largest "
+        f"({np.log2(count):.2f} bits; of no width where all canaries are there), Wilson's for the "
+        "share.",
+    )  # fmt: skip
     write_csv(folder / "canaries.csv", table)
-    _draw(exposure, verbatim, count, folder / "canaries.png")
+    _draw(estimates, count, folder / "canaries.png")
     return [
         "## Canaries",
         f"A canary is {section.prefix} random tokens and a secret of {section.secret} out of "
@@ -197,26 +200,27 @@ def blocks(found: Found, section: ConfigDict, folder: Path) -> Sequence[Block]:
         "canaries, each another number of times.",
         Figure(
             folder / "canaries.png",
-            "Exposure and verbatim rate against repetitions; bars: 95 % intervals over seeds; "
+            "Exposure and verbatim rate against repetitions; bars: 95 % intervals over canaries; "
             "dotted: the mean exposure of a random rank; dashed: the largest exposure.",
         ),
         table,
     ]
 
 
-def _draw(
-    exposure: dict[int, Estimate], verbatim: dict[int, Estimate], count: int, path: Path
-) -> None:
+def _draw(estimates: dict[int, tuple[Share, Share]], count: int, path: Path) -> None:
     with style():
         fig = MatplotlibFigure(figsize=(8, 3.4))
         axes = fig.subplots(1, 2)
         labels = ("exposure, bits", "share given away verbatim")
-        for ax, found, label in zip(axes, (exposure, verbatim), labels, strict=True):
+        for ax, found, label in zip(
+            axes, zip(*estimates.values(), strict=True), labels, strict=True
+        ):
             at = np.arange(len(found))
-            means = [e.mean for e in found.values()]
-            widths = np.nan_to_num([e.half_width for e in found.values()])
-            ax.errorbar(at, means, widths, color=COLOURS[0], marker="o", capsize=3)
-            ax.set_xticks(at, [str(repeats) for repeats in found])
+            mean_N, low_N, high_N = np.transpose(found)
+            # What rounding leaves below zero is no error bar.
+            bars = np.maximum(0, [mean_N - low_N, high_N - mean_N])
+            ax.errorbar(at, mean_N, bars, color=COLOURS[0], marker="o", capsize=3)
+            ax.set_xticks(at, [str(repeats) for repeats in estimates])
             ax.set_xlabel("times that the canary was planted")
             ax.set_ylabel(label)
         axes[0].axhline(np.log2(count), color="k", linestyle="--", lw=0.9)

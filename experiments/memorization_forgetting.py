@@ -72,33 +72,41 @@ def stages(bench: Bench, section: ConfigDict) -> dict[str, Curve]:
     }
 
 
-def mixing(bench: Bench, section: ConfigDict) -> dict[int, Curve]:
-    """Many epochs over few rows, alone and among so many times as much of the original text."""
-    sights = section.rows * section.epochs
+ALONE, FRESH = "alone", "fresh windows, each once"
 
-    def plan(times):
+
+def mixing(bench: Bench, section: ConfigDict) -> dict[str, Curve]:
+    """Many epochs over few rows, alone and among so many times as much of the original text.
+
+    And as many windows that are seen once each: what they do comes from the other domain.
+    """
+    sights = section.rows * section.epochs
+    if sights % section.batch_size:
+        raise UserError("config.mixing.batch_size must divide its rows times its epochs")
+
+    def plan(name, rows, epochs, times):
         steps = sights * (1 + times) // section.batch_size
 
-        def rows(seed):
-            own_NT = bench.examples(section.corpus, section.rows, seed, "little")
-            key = keys.fold(jax.random.key(seed), "among")
-            order_T = np.tile(np.arange(section.rows), section.epochs)
+        def of_seed(seed):
+            own_NT = bench.examples(section.corpus, sights, seed, "little")[:rows]
+            order_T = np.tile(np.arange(rows), epochs)
             if times:
                 old_NT = bench.examples(section.original, sights * times, seed, "original")
                 own_NT = np.concatenate([own_NT, old_NT])
-                order_T = np.concatenate([order_T, np.arange(section.rows, len(own_NT))])
+                order_T = np.concatenate([order_T, np.arange(rows, len(own_NT))])
+            key = keys.fold(jax.random.key(seed), "among")
             order_T = order_T[np.asarray(jax.random.permutation(key, len(order_T)))]
-            total = steps * section.batch_size
-            return own_NT, order_T[:total].reshape(steps, section.batch_size)
+            return own_NT, order_T.reshape(steps, section.batch_size)
 
-        return _training(section, steps), rows
+        return _run(bench, section, _training(section, steps), f"mixing {name}", of_seed, _probe)
 
-    if sights % section.batch_size:
-        raise UserError("config.mixing.batch_size must divide its rows times its epochs")
-    found = {}
+    found = {
+        ALONE: plan(ALONE, section.rows, section.epochs, 0),
+        FRESH: plan(FRESH, sights, 1, 0),
+    }
     for times in section.times:
-        training, rows = plan(times)
-        found[times] = _run(bench, section, training, f"mixing {times}", rows, _probe)
+        name = f"among {times} times original text"
+        found[name] = plan(name, section.rows, section.epochs, times)
     return found
 
 
@@ -163,9 +171,7 @@ def _probe(
     model, half = bench.subject.model, bench.subject.data.length // 2
     batches = bench.subject.sources[0].batches
     unseen_NT = np.concatenate([batch["tokens"] for batch in batches])[: section.probes]
-    losses = population.map(
-        lambda own, tokens_BT: model.loss(own, {"tokens": tokens_BT}, None).mean()
-    )
+    losses = bench.token_losses(population)
 
     def verbatim(own, tokens_NT):
         said = generate(model, own, tokens_NT[:, :half].tolist(), section.new_tokens)
@@ -176,7 +182,7 @@ def _probe(
     for member, tokens_NT in enumerate(rows.tokens_RNT[:, : section.probes]):
         own = jax.tree.map(lambda leaf, m=member: leaf[m], params)
         placed = put_whole(population.mesh, tokens_NT, batch_axis=None)
-        found["loss on its rows"].append(float(losses(params, placed)[member]))
+        found["loss on its rows"].append(float(losses(params, placed)[member].mean()))
         found["verbatim"].append(verbatim(own, tokens_NT))
         found["verbatim, unseen"].append(verbatim(own, unseen_NT))
     return found

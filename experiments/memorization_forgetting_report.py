@@ -100,29 +100,30 @@ def between(found: dict[str, Curve], source: str) -> Estimate:
     )
 
 
-def mixing(found: dict[int, Curve], section: ConfigDict, folder: Path) -> list[Block]:
+def mixing(found: dict[str, Curve], section: ConfigDict, folder: Path) -> list[Block]:
     """The chapter of many epochs over little text."""
     own, original = label(section.corpus), label(section.original)
     rows = [
-        (times, int(curve.steps_H[-1]), mean_and_error(changes(curve, original)),
+        (name, int(curve.steps_H[-1]), mean_and_error(changes(curve, original)),
          mean_and_error(changes(curve, own)), mean_and_error(curve.after["loss on its rows"]))
-        for times, curve in found.items()
+        for name, curve in found.items()
     ]  # fmt: skip
     table = Table(
-        ("original text, times", "updates", f"rise on {original}", f"rise on {own}, held out",
+        ("plan", "updates", f"rise on {original}", f"rise on {own}, held out",
          "loss on the rows themselves"),
         rows,
         f"{section.rows} windows of {own}, {section.epochs} epochs, alone and among so many times "
-        f"as many windows of {original}, on which the model was pre-trained. Nats per token, 95 % "
+        f"as many windows of {original}, on which the model was pre-trained; and as many windows "
+        f"of {own} as those are seen, each once. Nats per token, 95 % "
         f"intervals over {len(section.seeds)} seeds.",
     )  # fmt: skip
     write_csv(folder / "mixing.csv", table)
     bars = {
-        f"among {times} times original text" if times else "alone": {
+        name: {
             original: mean_and_error(changes(curve, original)),
             f"{own}, held out": mean_and_error(changes(curve, own)),
         }
-        for times, curve in found.items()
+        for name, curve in found.items()
     }
     _bars(bars, "rise of held-out loss, nats per token", folder / "mixing.png")
     return [

@@ -1,8 +1,8 @@
-"""Several epochs over few examples: the loss of each example at every sight, and statistics."""
+"""Several epochs over few examples: the loss of each example at every sight, and of controls."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from lmnoise.errors import UserError
 from lmnoise.evaluation import memorization
-from lmnoise.evaluation.memorization import Association, Search, Step
 from lmnoise.report import Estimate, mean_and_error
 from lmnoise.training.optimizer import schedule
 
@@ -32,7 +31,9 @@ class Arm:
       base_RT: the loss of the same examples before any training.
       example_RT: which example it was.
       epochs: E.
-      heldout: {metric: (R, H)} at `heldout_steps_H` updates.
+      controls_RHC: loss of windows that were drawn with the examples and never trained on, at
+        `steps_H` updates.
+      heldout: {metric: (R, H)} of text from other documents, at `steps_H`.
     """
 
     schedule: str
@@ -42,12 +43,17 @@ class Arm:
     base_RT: np.ndarray
     example_RT: np.ndarray
     epochs: int
-    heldout_steps_H: np.ndarray
+    steps_H: np.ndarray
+    controls_RHC: np.ndarray
     heldout: dict[str, np.ndarray]
 
     @property
+    def schedule_name(self) -> str:
+        return SCHEDULES[self.schedule]
+
+    @property
     def name(self) -> str:
-        return f"{SCHEDULES[self.schedule]}, {self.order} order"
+        return f"{self.schedule_name}, {self.order} order"
 
     @property
     def examples(self) -> int:
@@ -81,22 +87,55 @@ class Arm:
         fraction = jax.vmap(schedule(self.training.optimizer))(jnp.arange(self.training.steps))
         return self.training.learning_rate * np.asarray(fraction, np.float64)
 
+    @property
+    def _step_RT(self) -> np.ndarray:
+        """Updates before each sight."""
+        step_T = np.arange(self.losses_RT.shape[1]) // self.training.batch_size
+        return np.broadcast_to(step_T, self.losses_RT.shape)
+
     def gains(self) -> np.ndarray:
         """Gains by example and sight, (R, E - 1, N), see `memorization.gains`."""
-        step_RT = np.broadcast_to(
-            np.arange(self.losses_RT.shape[1]) // self.training.batch_size, self.losses_RT.shape
-        )
         return np.stack(
             [
                 memorization.gains(
                     self._by_example(losses_T, example_T),
                     self._by_example(step_T, example_T),
-                    self.heldout_steps_H,
-                    heldout_H,
+                    self.steps_H,
+                    controls_HC.mean(1),
                 )
-                for losses_T, step_T, example_T, heldout_H in zip(
-                    self.losses_RT, step_RT, self.example_RT, self.heldout["loss"], strict=True
+                for losses_T, step_T, example_T, controls_HC in zip(
+                    self.losses_RT, self._step_RT, self.example_RT, self.controls_RHC, strict=True
                 )
+            ]
+        )
+
+    def gain(self) -> Estimate:
+        """The mean gain of the first sight."""
+        steps_R2N = np.stack(
+            [
+                self._by_example(step_T, example_T)[:2]
+                for step_T, example_T in zip(self._step_RT, self.example_RT, strict=True)
+            ]
+        )
+        fall_RC = self._controls(steps_R2N[:, 1]) - self._controls(steps_R2N[:, 0])
+        return over_windows(self.gains()[:, 0], fall_RC)
+
+    def unseen(self) -> Estimate:
+        """How much more than controls the examples of the second half of epoch 1 had fallen.
+
+        By their first sight, which is their loss before they teach anything: zero but for chance.
+        """
+        late = slice(self.examples // 2, self.examples)
+        fall_RC = self._controls(self._step_RT[:, late]) - self.controls_RHC[:, 0]
+        change_RN = self.change_RT[:, late]
+        return over_windows(-(change_RN - fall_RC.mean(1, keepdims=True)), fall_RC)
+
+    def _controls(self, steps_RN: np.ndarray) -> np.ndarray:
+        """The mean loss of each control at some updates, (R, C)."""
+        return np.stack(
+            [
+                [np.interp(steps_N, self.steps_H, own_H).mean() for own_H in controls_HC.T]
+                for steps_N, controls_HC in zip(steps_RN, self.controls_RHC, strict=True)
             ]
         )
 
@@ -109,15 +148,31 @@ class Arm:
 
     def waits(self) -> np.ndarray:
         """Updates between the first sight and the second, (R, N)."""
-        step_T = np.arange(self.losses_RT.shape[1]) // self.training.batch_size
         return np.stack(
-            [np.diff(self._by_example(step_T, own_T), axis=0)[0] for own_T in self.example_RT]
+            [
+                np.diff(self._by_example(step_T, own_T), axis=0)[0]
+                for step_T, own_T in zip(self._step_RT, self.example_RT, strict=True)
+            ]
         )
 
     def _by_example(self, values_T: np.ndarray, example_T: np.ndarray) -> np.ndarray:
         """(E, N), the examples in the order of their numbers."""
         order_EN = np.argsort(example_T.reshape(self.epochs, -1), axis=1)
         return np.take_along_axis(values_T.reshape(self.epochs, -1), order_EN, axis=1)
+
+
+def over_windows(values_RN: np.ndarray, controls_RC: np.ndarray) -> Estimate:
+    """The mean of values from which the controls' mean was taken, with its error.
+
+    Over seeds from three on; of fewer over examples and controls, those of each seed by
+    themselves, which says nothing of other seeds.
+    """
+    if len(values_RN) > 2:
+        return mean_and_error(values_RN.mean(1))
+    variance_R = sum(a.var(1, ddof=1) / a.shape[1] for a in (values_RN, controls_RC))
+    count = min(values_RN.shape[1], controls_RC.shape[1])
+    error = np.sqrt(variance_R.sum()) / len(values_RN)
+    return Estimate(float(values_RN.mean()), float(error), count)
 
 
 def measure(bench: Bench, section: ConfigDict, label: str) -> list[Arm]:
@@ -127,6 +182,8 @@ def measure(bench: Bench, section: ConfigDict, label: str) -> list[Arm]:
       Stopped: a signal came; what was trained is stored.
       UserError: batches do not divide the examples, or the corpus is too short.
     """
+    if section.controls < 2:
+        raise UserError(f"config.{label}.controls must be at least 2, not {section.controls}")
     if section.examples % section.batch_size or section.epochs < 2:
         raise UserError(
             f"config.{label}.batch_size {section.batch_size} must divide its examples "
@@ -138,8 +195,6 @@ def measure(bench: Bench, section: ConfigDict, label: str) -> list[Arm]:
         raise UserError(
             f"config.{label} names the schedule {min(unknown)!r}: take {', '.join(SCHEDULES)}"
         )
-    if all(name == "constant" for name, _ in arms):
-        raise UserError(f"config.{label}.schedules needs one whose rate varies: cyclical or cosine")
     return [_arm(bench, section, label, name, order) for name, order in arms]
 
 
@@ -163,11 +218,14 @@ def _arm(bench: Bench, section: ConfigDict, label: str, name: str, order: str) -
         return np.stack([shuffled_order(section.examples, training, seed) for seed in seeds])
 
     def work(seeds, own):
-        tokens_RNT = np.stack(
-            [bench.examples(section.corpus, section.examples, s, "sights") for s in seeds]
+        count = section.examples
+        drawn_RNT = np.stack(
+            [bench.examples(section.corpus, windows_of(section), s, "sights") for s in seeds]
         )
-        title = f"{label}, {name}, {order}"
-        found = bench.tune(training, Rows(tokens_RNT, orders(seeds)), own, title)
+        # A random split, as they were drawn in a random order.
+        tokens_RNT, controls_RCT = drawn_RNT[:, :count], drawn_RNT[:, count:]
+        rows = Rows(tokens_RNT, orders(seeds), controls_RCT)
+        found = bench.tune(training, rows, own, f"{label}, {name}, {order}")
         base_RN = [bench.row_losses(tokens_NT) for tokens_NT in tokens_RNT]
         return found | {"base": np.round(base_RN, 5).tolist()}
 
@@ -175,7 +233,7 @@ def _arm(bench: Bench, section: ConfigDict, label: str, name: str, order: str) -
     found = in_groups(bench, seeds, together, setting, work, f"{name}, {order} order")
     example_RT = orders(seeds).reshape(len(seeds), -1)
     base_RN = np.concatenate([np.asarray(part["base"]) for part in found])
-    steps_H, heldout = _heldout(found, bench.subject.sources[0].name)
+    steps_H, controls_RHC, heldout = _heldout(found, bench.subject.sources[0].name)
     return Arm(
         schedule=name,
         order=order,
@@ -186,7 +244,8 @@ def _arm(bench: Bench, section: ConfigDict, label: str, name: str, order: str) -
         base_RT=np.take_along_axis(base_RN, example_RT, axis=1),
         example_RT=example_RT,
         epochs=section.epochs,
-        heldout_steps_H=steps_H,
+        steps_H=steps_H,
+        controls_RHC=controls_RHC,
         heldout=heldout,
     )
 
@@ -198,8 +257,10 @@ def _identity(section: ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in section.to_dict().items() if key not in free}
 
 
-def _heldout(found: Sequence[Any], source: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The steps, and {metric: (R, H)} of all groups of seeds."""
+def _heldout(
+    found: Sequence[Any], source: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """The steps, controls (R, H, C) and {metric: (R, H)} of all groups of seeds."""
     curves = []
     for part in found:
         for member in range(len(part["losses"])):
@@ -209,109 +270,11 @@ def _heldout(found: Sequence[Any], source: str) -> tuple[np.ndarray, dict[str, n
         metric: np.array([[row[f"{source}/{metric}"] for row in own] for own in curves])
         for metric in METRICS
     }
-    return steps_H, values
+    count = sum(name.startswith("control/") for name in curves[0][0])
+    controls_RHC = [[[row[f"control/{i}"] for i in range(count)] for row in own] for own in curves]
+    return steps_H, np.array(controls_RHC), values
 
 
-def estimate(values_RN: np.ndarray) -> Estimate:
-    """The mean, with its error over seeds; of a single seed over examples."""
-    return mean_and_error(values_RN.mean(1) if len(values_RN) > 1 else values_RN[0])
-
-
-def known(arm: Arm, arms: Sequence[Arm]) -> np.ndarray:
-    """What is known of an arm's sights from elsewhere, (R, T, C).
-
-    The loss before training; and what became of the example in another order, where that was
-    trained, which says how much there is to learn about it wherever it stands.
-    """
-    other = next((a for a in arms if a.order == "reshuffled" and a.order != arm.order), None)
-    covariates = [arm.base_RT]
-    if other is not None:
-        covariates.append(np.take_along_axis(other.effects(), arm.example_RT, axis=1))
-    return np.stack(covariates, axis=2)
-
-
-def adjusted(arm: Arm, arms: Sequence[Arm]) -> np.ndarray:
-    """The change of the loss without what goes with `known`, (R, T): for figures."""
-    epochs = np.eye(arm.epochs).repeat(arm.examples, axis=0)
-    place = np.tile(np.linspace(-1, 1, arm.examples), arm.epochs)[:, None]
-    trend_TK = np.concatenate([epochs, epochs * place, epochs * place**2], axis=1)
-    left = []
-    for change_T, known_TC in zip(arm.change_RT, known(arm, arms), strict=True):
-        own_TC = known_TC - known_TC.mean(0)
-        fit = np.linalg.lstsq(np.concatenate([own_TC, trend_TK], axis=1), change_T)[0]
-        left.append(change_T - own_TC @ fit[: own_TC.shape[1]])
-    return np.stack(left)
-
-
-def stairs(arm: Arm, arms: Sequence[Arm]) -> list[Step]:
-    """The jump at every boundary, of the mean over seeds."""
-    known_TC = known(arm, arms).mean(0)
-    return [
-        memorization.step_test(arm.change_RT.mean(0), place, arm.examples // 2, known_TC)
-        for place in arm.boundaries
-    ]
-
-
-def searches(arm: Arm, arms: Sequence[Arm], seed: int) -> list[tuple[float, Search]]:
-    """Around every boundary, half an epoch each way, where the curve jumps most.
-
-    The place is in epochs from the boundary; no example is twice in such a window.
-    """
-    change_T, half = arm.change_RT.mean(0), arm.examples // 2
-    rng, size = np.random.default_rng(seed), arm.training.batch_size
-    known_TC = known(arm, arms).mean(0)
-    found = []
-    for boundary in arm.boundaries:
-        window = slice(boundary - half, boundary + half)
-        place = memorization.step_search(
-            change_T[None, window],
-            rng,
-            stride=size,
-            offset=half % size,
-            covariates_TC=known_TC[window],
-        )
-        found.append(((place.place - half) / arm.examples, place))
-    return found
-
-
-class Pairs(NamedTuple):
-    """Gains of the first sight (R, n) and what they may come from (R, n)."""
-
-    name: str
-    cause: str
-    gains: np.ndarray
-    causes: np.ndarray
-
-
-RATE, WAIT = "rate at first sight", "updates since"
-
-
-def pairs(arms: Sequence[Arm]) -> list[Pairs]:
-    """What the gain of the first sight is held against, by batch; by example for the wait.
-
-    The constant rate is held against the rates that schedule A had at the same places: what it
-    shows there cannot come from the rate. Between arms of one order the gains are paired.
-    """
-    of = {(arm.schedule, arm.order): arm for arm in arms}
-    constant, cyclical = of.get(("constant", "fixed")), of.get(("cyclical", "fixed"))
-    found = []
-    for arm in arms:
-        first_RK = arm.batch_gains()
-        rate_RK = np.broadcast_to(arm.rate_K[: first_RK.shape[1]], first_RK.shape)
-        if arm.schedule != "constant":
-            found.append(Pairs(arm.name, RATE, first_RK, rate_RK))
-        if arm.schedule != "constant" and arm.order == "fixed" and constant is not None:
-            paired_RK = first_RK - constant.batch_gains()
-            found.append(Pairs(f"{arm.name}, minus constant rate", RATE, paired_RK, rate_RK))
-        if arm is constant and cyclical is not None:
-            rate_RK = np.broadcast_to(cyclical.rate_K[: first_RK.shape[1]], first_RK.shape)
-            found.append(Pairs(arm.name, "rate of A at that place", first_RK, rate_RK))
-        if arm.order == "reshuffled":
-            found.append(Pairs(arm.name, WAIT, arm.gains()[:, 0], arm.waits()))
-    return found
-
-
-def causes(arms: Sequence[Arm], seed: int) -> list[tuple[Pairs, Association]]:
-    """All `pairs` with their associations."""
-    rng = np.random.default_rng(seed)
-    return [(p, memorization.association(p.gains, p.causes, rng)) for p in pairs(arms)]
+def windows_of(section: ConfigDict) -> int:
+    """How many windows a seed draws."""
+    return section.examples + section.controls

@@ -69,10 +69,12 @@ class Rows:
     Attributes:
       tokens_RNT: the examples of each seed.
       order_RKB: which of them each step takes.
+      controls_RCT: windows that no step takes, whose loss is measured on the way.
     """
 
     tokens_RNT: np.ndarray
     order_RKB: np.ndarray
+    controls_RCT: np.ndarray | None = None
 
     def batch(self, index: int) -> dict[str, np.ndarray]:
         """Batch `index`, tokens (R, B, T)."""
@@ -102,7 +104,8 @@ class Bench:
 
     def __init__(self, subject: Subject):
         self.subject = subject
-        self._programs: dict[tuple[Training, int], Any] = {}
+        self._programs: dict[tuple[Training, int], Population] = {}
+        self._looks: dict[tuple[str, int], Any] = {}  # by what is looked at, and members
         loss = subject.model.loss
         self._row_losses = jax.jit(
             lambda params, tokens_BT: loss(params, {"tokens": tokens_BT}, None).mean(1)
@@ -154,7 +157,8 @@ class Bench:
         Raises:
           Stopped: a signal came; the training is saved and goes on with the same command.
         """
-        population, evaluate = self._program(training, len(rows.tokens_RNT))
+        population = self._program(training, len(rows.tokens_RNT))
+        evaluate = self._evaluator(population, rows)
         subject = self.subject
         setting = subject.identity | setting | dataclasses.asdict(training)
         workdir = subject.workdir / "fine-tuning" / digest_of(setting)
@@ -186,13 +190,13 @@ class Bench:
         shutil.rmtree(workdir)
         return result
 
-    def _program(self, training: Training, members: int) -> tuple[Population, Any]:
+    def _program(self, training: Training, members: int) -> Population:
         """The population of a training, compiled once whatever the order and the examples."""
         training = dataclasses.replace(training, evaluate_every=0, checkpoint_every=0)
         if (training, members) not in self._programs:
             subject = self.subject
             own = {"learning_rate": training.learning_rate, "weight_decay": 0.0}
-            population = Population(
+            self._programs[training, members] = Population(
                 init=subject.model.init,
                 loss=subject.model.loss,
                 transform=_by_row if training.sights else _together,
@@ -200,9 +204,52 @@ class Bench:
                 members=member_arrays([{"seed": r, "stream": r} | own for r in range(members)]),
                 mesh=subject.mesh,
             )
-            evaluate = calibration.evaluator(population, subject.model, subject.sources)
-            self._programs[training, members] = population, evaluate
         return self._programs[training, members]
+
+    def token_losses(self, population: Population) -> Callable[[Any, Any], Any]:
+        """`losses(params, tokens_BT)` of all members, (M, B, S); one program for all trainings."""
+        loss = self.subject.model.loss
+        return self._look(
+            "losses",
+            population,
+            lambda: population.map(lambda own, tokens_BT: loss(own, {"tokens": tokens_BT}, None)),
+        )
+
+    def _evaluator(self, population: Population, rows: Rows) -> Callable[[Any], list[Result]]:
+        """The rows of `calibration.evaluator`, with controls those of the first source alone."""
+        subject, loss = self.subject, self.subject.model.loss
+        sources = subject.sources if rows.controls_RCT is None else subject.sources[:1]
+        text = self._look(
+            f"text {len(sources)}",
+            population,
+            lambda: calibration.evaluator(population, subject.model, sources),
+        )
+        if rows.controls_RCT is None:
+            return text
+
+        def of_member(own, batch):
+            params, tokens_CT = own
+            del batch
+            return loss(params, {"tokens": tokens_CT}, None).mean(1)
+
+        controls = self._look("controls", population, lambda: population.map(of_member))
+        tokens_RCT = put_whole(population.mesh, rows.controls_RCT, batch_axis=None)
+
+        def evaluate(params):
+            losses_RC = np.asarray(controls((params, tokens_RCT), None), np.float64)
+            return [
+                row | {f"control/{i}": float(value) for i, value in enumerate(own)}
+                for row, own in zip(text(params), losses_RC, strict=True)
+            ]
+
+        return evaluate
+
+    def _look(self, name: str, population: Population, build: Callable[[], Any]) -> Any:
+        """What looks at members' parameters depends on how many there are, not on the training."""
+        key = name, population.count
+        if key not in self._looks:
+            self._looks[key] = build()
+        return self._looks[key]
 
     def _cost(self, training: Training, members: int) -> Cost:
         length = self.subject.data.length

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from memorization_canaries import Found as Canaries
 from memorization_canaries import by_repeats
-from memorization_forgetting import Curve, changes
+from memorization_forgetting import ALONE, FRESH, Curve, changes
 from memorization_forgetting_report import between, forgotten
-from memorization_sights import Arm, causes, estimate, searches, stairs
+from memorization_sights import Arm
+from memorization_stairs import boundaries, causes, inside, last_quarter
 from ml_collections import ConfigDict
 
 from lmnoise.analyze.defaults import label
@@ -24,7 +25,7 @@ class Found(NamedTuple):
     canaries: Canaries
     sizes: dict[str, Curve]
     stages: dict[str, Curve]
-    mixing: dict[int, Curve]
+    mixing: dict[str, Curve]
 
 
 def blocks(found: Found, config: ConfigDict, titles: dict[str, str]) -> list[str]:
@@ -37,9 +38,11 @@ def blocks(found: Found, config: ConfigDict, titles: dict[str, str]) -> list[str
             f"`{section.corpus}`, {section.epochs} epochs, {len(section.seeds)} seed(s):"
         )
         sentences = [
-            *(_stairs(arm, arms) for arm in arms),
-            *_learned(arms),
-            *_rate(arms, section),
+            *(_stairs(arm, arms, section.draw) for arm in arms),
+            *(_flat(arm, arms, section.draw) for arm in arms),
+            *(_rise(arm, arms) for arm in arms if arm.schedule == "cyclical"),
+            _learned(arms),
+            *_rate(arms),
             _confident(arms),
         ]
         lines.append("\n".join(f"- {sentence}" for sentence in sentences))
@@ -54,78 +57,133 @@ def blocks(found: Found, config: ConfigDict, titles: dict[str, str]) -> list[str
     return ["## What shows, and what does not", *lines]
 
 
-def _stairs(arm: Arm, arms: Sequence[Arm]) -> str:
-    jumps = stairs(arm, arms)
-    down = [j for j in jumps if j.size < 0 and j.p_value < LEVEL / len(jumps)]
-    said = "; ".join(f"{j.size:+.3f} ± {j.standard_error:.3f}, p = {j.p_value:.2g}" for j in jumps)
-    shown = "shown" if len(down) == len(jumps) else "shown at some" if down else "not shown"
-    where = ", ".join(f"{away:+.2f} (p = {p.p_value:.3f})" for away, p in searches(arm, arms, 0))
+def _stairs(arm: Arm, arms: Sequence[Arm], draw: int) -> str:
+    found = boundaries(arm, arms, draw)
+    if any(boundary.step is None for boundary in found):
+        down = [b for b in found if b.over_seeds.interval[1] < 0]
+        said = "; ".join(b.over_seeds.text(3) for b in found)
+        return (
+            f"{arm.name}: steps down at the boundaries of epochs are {_some(down, found)} (jumps "
+            f"over seeds, in nats: {said}; examples repeat within a window, so that there is no "
+            "test over them)."
+        )
+    down = [b for b in found if b.step.size < 0 and b.step.p_value < LEVEL / len(found)]
+    said = "; ".join(
+        f"{b.step.size:+.3f} ± {b.step.standard_error:.3f}, p = {b.step.p_value:.2g}" for b in found
+    )
+    where = ", ".join(f"{b.away:+.2f} (p = {b.search.p_value:.3f})" for b in found)
     return (
-        f"{arm.name}: steps down at the boundaries of epochs are {shown} (jump and standard error "
-        f"in nats: {said}). Not told where the boundary is, the largest jump within half an epoch "
-        f"is found so many epochs from it: {where}."
+        f"{arm.name}: steps down at the boundaries of epochs are {_some(down, found)} (jump and "
+        f"standard error in nats: {said}). Not told where the boundary is, the largest jump within "
+        f"half an epoch is found so many epochs from it: {where}."
     )
 
 
-def _learned(arms: Sequence[Arm]) -> list[str]:
-    values = {arm.name: estimate(arm.gains()[:, 0]) for arm in arms}
+def _some(those: Sequence[object], of: Sequence[object]) -> str:
+    return "shown" if len(those) == len(of) else "shown at some" if those else "not shown"
+
+
+def _flat(arm: Arm, arms: Sequence[Arm], draw: int) -> str:
+    """Flat is what goes, for sure, less than half as far as the jump at its beginning."""
+    jumps = [abs(b.over_seeds.mean) for b in boundaries(arm, arms, draw)]
+    after = inside(arm, arms)[1:]
+    flat = [
+        step
+        for step, jump in zip(after, jumps, strict=True)
+        if abs(step.size) + 2 * step.standard_error < jump / 2
+    ]
+    said = "; ".join(f"{step.size:+.3f} ± {step.standard_error:.3f}" for step in after)
+    return (
+        f"{arm.name}: flatness inside the epochs after the first (less than half of the jump at "
+        f"the beginning, by two standard errors) is {_some(flat, after)} (change and standard "
+        f"error in nats: {said})."
+    )
+
+
+def _rise(arm: Arm, arms: Sequence[Arm]) -> str:
+    step = last_quarter(arm, arms)
+    shown = "shown" if step.size > 0 and step.p_value < LEVEL else "not shown"
+    return (
+        f"{arm.name}: that the loss rises at the end of epoch 2 is {shown} (last quarter: "
+        f"{step.size:+.3f} ± {step.standard_error:.3f} nats, p = {step.p_value:.2g})."
+    )
+
+
+def _learned(arms: Sequence[Arm]) -> str:
+    values = {arm.name: arm.gain() for arm in arms}
     said = ", ".join(f"{value.text(3)} ({name})" for name, value in values.items())
     above = sum(_above(value) for value in values.values())
-    return [
+    unseen = ", ".join(arm.unseen().text(3) for arm in arms)
+    return (
         f"Learning from one sight is shown under {above} of {len(values)} plans: at its second "
-        f"sight the loss of an example had fallen by so much more than that of held-out text, in "
-        f"nats: {said}."
-    ]
+        f"sight the loss of an example had fallen by so much more than that of controls from the "
+        f"same documents, in nats: {said}. Before any sight, which must be zero but for chance: "
+        f"{unseen}."
+    )
 
 
 def _above(value: Estimate) -> bool:
     return bool(value.interval[0] > 0)
 
 
-def _rate(arms: Sequence[Arm], section: ConfigDict) -> list[str]:
+def _rate(arms: Sequence[Arm]) -> list[str]:
+    found = [cause for cause in causes(arms) if cause.tested is not None]
+    claims = [cause for cause in found if cause.claim]
     sentences = []
-    for of, found in causes(arms, section.draw):
-        shown = "shown" if found.p_value < LEVEL else "not shown"
+    for cause in claims:
+        tested, level = cause.tested, LEVEL / len(claims)
+        shown = tested.correlation > 0 and tested.p_value < level
+        least = 1 / cause.gains.shape[1]
+        few = f" (so few batches leave p at {least:.3f} or above)" if least >= level else ""
         sentences.append(
-            f"Gain of the first sight against the {of.cause}, {of.name}: correlation "
-            f"{found.correlation:+.2f} (shuffled {found.null[0]:+.2f} to {found.null[1]:+.2f}, "
-            f"p = {found.p_value:.3f}): {shown}."
+            f"That an example gains more where the {cause.of} was higher, {cause.name}, is "
+            f"{'shown' if shown else 'not shown'}: correlation {tested.correlation:+.2f} (shifted "
+            f"{tested.null[0]:+.2f} to {tested.null[1]:+.2f}, p = {tested.p_value:.3f}){few}."
         )
-    return sentences
+    said = "; ".join(
+        f"{c.name}, {c.of}: {c.tested.correlation:+.2f} (p = {c.tested.p_value:.3f})"
+        for c in found
+        if not c.claim
+    )
+    return [*sentences, f"Beside it, not corrected for their number and no claims: {said}."]
 
 
 def _confident(arms: Sequence[Arm]) -> str:
     said, shown = [], []
     for arm in arms:
-        after = int(np.abs(arm.heldout_steps_H - arm.training.steps / arm.epochs).argmin())
+        after = int(np.abs(arm.steps_H - arm.training.steps / arm.epochs).argmin())
         changes_of = {
             metric: paired_difference(curve[:, -1], curve[:, after])
             for metric, curve in arm.heldout.items()
         }
+        over = paired_difference(
+            arm.heldout["confidence"][:, -1] - arm.heldout["accuracy"][:, -1],
+            arm.heldout["confidence"][:, after] - arm.heldout["accuracy"][:, after],
+        )
+        changes_of["confidence minus accuracy"] = over
         parts = [f"{metric.replace('_', ' ')} {e.text(4)}" for metric, e in changes_of.items()]
         said.append(f"{arm.name}: {', '.join(parts)}")
-        worse = _above(changes_of["loss"]) and _above(changes_of["calibration_error"])
-        if worse and not changes_of["accuracy"].interval[1] < 0:
+        worse = all(_above(changes_of[metric]) for metric in ("loss", "calibration_error"))
+        if worse and _above(over) and not changes_of["accuracy"].interval[1] < 0:
             shown.append(arm.name)
     single = " (one seed has no interval, so nothing can)" if len(arms[0].losses_RT) == 1 else ""
     return (
-        "Over-confidence, a held-out loss and calibration error that rise while the accuracy does "
-        f"not fall, from the end of the first epoch to the end of the last, shows under "
-        f"{len(shown)} of {len(arms)} plans{single}. The changes: {'; '.join(said)}."
+        "Over-confidence, a held-out loss, calibration error and confidence minus accuracy that "
+        "rise while the accuracy does not fall, from the end of the first epoch to the end of the "
+        f"last, shows under {len(shown)} of {len(arms)} plans{single}. The changes: "
+        f"{'; '.join(said)}."
     )
 
 
 def _canaries(found: Canaries, section: ConfigDict) -> str:
-    exposure = by_repeats(found, found.exposure_RN)
-    verbatim = by_repeats(found, found.verbatim_RN)
     said = ", ".join(
-        f"{repeats}: {exposure[repeats].mean:.1f} bits, {verbatim[repeats].mean:.0%}"
-        for repeats in exposure
+        f"{repeats}: {exposure.mean:.1f} bits, {away.mean:.0%} ({away.low:.0%} to {away.high:.0%})"
+        for repeats, (exposure, away) in by_repeats(found, section).items()
     )
     largest = np.log2(section.symbols**section.secret)
     return (
         f"Canaries by number of repetitions, exposure (at most {largest:.1f}) and share given away "
-        f"verbatim: {said}."
+        f"verbatim (95 % interval over canaries): {said}."
     )
 
 
@@ -133,36 +191,62 @@ def _sizes(found: dict[str, Curve], section: ConfigDict) -> str:
     own = label(section.corpus)
     ends = {name: curve.losses[own][:, -1] for name, curve in found.items()}
     gap = paired_difference(ends["small"], ends["large"])
+    more = paired_difference(found["small"].after["verbatim"], found["large"].after["verbatim"])
     rates = [mean_and_error(found[name].after["verbatim"]).mean for name in ("small", "large")]
     return (
-        f"A set of {section.small} windows in place of {section.large}, for as many updates: the "
-        f"held-out loss is {gap.text(3)} nats higher, and {rates[0]:.0%} against {rates[1]:.0%} of "
-        "its rows come back verbatim."
+        f"A set of {section.small} windows in place of {section.large}, for as many updates: a "
+        f"higher held-out loss is {_shown(gap)} ({_text(gap)} nats), more rows that come back "
+        f"verbatim are {_shown(more)} ({rates[0]:.0%} against {rates[1]:.0%})."
     )
+
+
+def _shown(value: Estimate) -> str:
+    """Whether a rise is."""
+    if _above(value):
+        return "shown"
+    return "not shown, the contrary is" if value.interval[1] < 0 else "not shown"
+
+
+def _text(value: Estimate) -> str:
+    """With its sign."""
+    return f"{'+' if value.mean >= 0 else ''}{value.text(3)}"
 
 
 def _stages(found: dict[str, Curve], section: ConfigDict) -> str:
     first, second = label(section.first), label(section.second)
+    rise = forgotten(found, section)
     return (
-        f"The second stage ({second}) raises the loss on the first ({first}) by "
-        f"{forgotten(found, section).text(3)} nats; against one mixture of the same windows, two "
-        f"stages end {between(found, first).text(3)} on {first} and "
-        f"{between(found, second).text(3)} on {second}."
+        f"That the second stage ({second}) undoes what the first taught ({first}) is "
+        f"{_shown(rise)}: the loss on the first changes by {_text(rise)} nats. Against one mixture "
+        f"of the same windows, two stages end {_text(between(found, first))} on {first} and "
+        f"{_text(between(found, second))} on {second}."
     )
 
 
-def _mixing(found: dict[int, Curve], section: ConfigDict) -> list[str]:
+def _mixing(found: dict[str, Curve], section: ConfigDict) -> list[str]:
     original = label(section.original)
-    rises = {times: changes(curve, original) for times, curve in found.items()}
-    said = ", ".join(f"{mean_and_error(r).text(3)} (x{times})" for times, r in rises.items())
-    sentence = (
+    rises = {name: changes(curve, original) for name, curve in found.items()}
+    said = ", ".join(f"{_text(mean_and_error(r))} ({name})" for name, r in rises.items())
+    alone, fresh = rises[ALONE], rises[FRESH]
+    sentences = [
         f"{section.epochs} epochs over {section.rows} windows change the loss on the original text "
-        f"({original}) by, with so many times as much of it mixed in: {said} nats."
-    )
-    alone = rises.get(0)
-    others = {times: rise for times, rise in rises.items() if times}
-    if alone is None or not others:
-        return [sentence]
-    saved = [_above(paired_difference(alone, rise)) for rise in others.values()]
-    shown = "is shown" if all(saved) else "is not shown"
-    return [f"{sentence} That mixing prevents it {shown}."]
+        f"({original}) by, in nats: {said}.",
+        f"That they destroy is {_shown(mean_and_error(alone))}; that they do more than as many "
+        f"windows once, which the other domain does by itself, is "
+        f"{_shown(paired_difference(alone, fresh))} "
+        f"({_text(paired_difference(alone, fresh))} nats).",
+    ]
+    for name, rise in rises.items():
+        if name not in (ALONE, FRESH):
+            sentences.append(f"Trained {name}: {_cure(alone, rise)}.")
+    return sentences
+
+
+def _cure(alone: np.ndarray, mixed: np.ndarray) -> str:
+    if not _above(mean_and_error(alone)):
+        return "there is no damage that mixing could reduce"
+    if not _above(paired_difference(alone, mixed)):
+        return "that it reduces the damage is not shown"
+    if _above(mean_and_error(mixed)):
+        return "it reduces the damage and does not prevent it"
+    return "it reduces the damage, and what is left is compatible with none"

@@ -1,7 +1,7 @@
 """What one sight of an example leaves behind: stairs of the loss, gains, canaries.
 
 All of it takes numbers that a training left, and no model. Letters: T sights in the order of
-training, E epochs, N examples, M members, C candidates, D draws.
+training, E epochs, N examples, M members, K places, C candidates, D draws.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr
+from scipy.special import ndtri, stdtr, stdtrit
 
 type Array = NDArray[np.float64]
 
@@ -32,12 +32,19 @@ class Search(NamedTuple):
 
 
 class Association(NamedTuple):
-    """A correlation, the 2.5 and 97.5 % points of its permutation null, the p-value, the slope."""
+    """A correlation, the 2.5 and 97.5 % points over shifts, and the p-value."""
 
     correlation: float
     null: tuple[float, float]
     p_value: float
-    slope: float
+
+
+class Share(NamedTuple):
+    """A mean or a share with the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
 
 
 def step_test(
@@ -69,14 +76,7 @@ def step_test(
     if covariates_TC is not None:
         own_WC = np.asarray(covariates_TC, np.float64)[place - window : place + window]
         x_WK = np.concatenate([own_WC - own_WC.mean(0), x_WK], axis=1)
-    inverse_KK = np.linalg.pinv(x_WK.T @ x_WK)
-    fit_K = inverse_KK @ x_WK.T @ y_W
-    freedom = 2 * window - x_WK.shape[1]
-    variance = np.square(y_W - x_WK @ fit_K).sum() / freedom
-    size, error = float(fit_K[-1]), float(np.sqrt(variance * inverse_KK[-1, -1]))
-    if error == 0:
-        return Step(size, 0.0, 0.0 if size else 1.0)
-    return Step(size, error, float(2 * stdtr(freedom, -abs(size) / error)))
+    return _last(x_WK, y_W)
 
 
 def step_search(
@@ -136,52 +136,111 @@ def step_search(
     return Search(int(places_P[best]), float(found_P[best]), p_value)
 
 
+def slope_test(values_N: ArrayLike, covariates_NC: ArrayLike | None = None) -> Step:
+    """How far the line through a curve goes from its first value to its last.
+
+    Least squares, and Student's t of the slope. Valid where the values have independent errors,
+    as those of different examples have; a curve that is not a line leaves larger residuals.
+
+    Args:
+      values_N: the curve; means over seeds, if there are several.
+      covariates_NC: as of `step_test`.
+
+    Raises:
+      ValueError: too few values for the line, its covariates and an error.
+    """
+    y_N = np.asarray(values_N, np.float64)
+    x_NK = np.stack([np.ones_like(y_N), np.linspace(0, 1, len(y_N))], axis=1)
+    if covariates_NC is not None:
+        own_NC = np.asarray(covariates_NC, np.float64)
+        x_NK = np.concatenate([own_NC - own_NC.mean(0), x_NK], axis=1)
+    if len(y_N) <= x_NK.shape[1]:
+        raise ValueError(f"{len(y_N)} values are too few for {x_NK.shape[1]} coefficients")
+    return _last(x_NK, y_N)
+
+
+def _last(x_NK: Array, y_N: Array) -> Step:
+    """The last coefficient of a least-squares fit, with Student's t against zero."""
+    inverse_KK = np.linalg.pinv(x_NK.T @ x_NK)
+    fit_K = inverse_KK @ x_NK.T @ y_N
+    freedom = len(y_N) - x_NK.shape[1]
+    variance = np.square(y_N - x_NK @ fit_K).sum() / freedom
+    size, error = float(fit_K[-1]), float(np.sqrt(variance * inverse_KK[-1, -1]))
+    if error == 0:
+        return Step(size, 0.0, 0.0 if size else 1.0)
+    return Step(size, error, float(2 * stdtr(freedom, -abs(size) / error)))
+
+
 def gains(
     losses_EN: ArrayLike,
     steps_EN: ArrayLike,
-    heldout_steps_H: ArrayLike,
-    heldout_losses_H: ArrayLike,
+    control_steps_H: ArrayLike,
+    control_losses_H: ArrayLike,
 ) -> Array:
     """What each sight but the last did for an example by its next, (E - 1, N), nats per token.
 
-    The loss at one sight minus that at the next, minus the same difference on held-out examples,
-    whose loss is interpolated between the steps at which it was measured: what is left is what
-    the example itself taught about itself.
+    The loss at one sight minus that at the next, minus the same difference on controls, whose
+    loss is interpolated between the steps at which it was measured: what is left is what the
+    example itself taught about itself, if which examples are controls was drawn at random.
 
     Args:
       losses_EN: loss of each example at its e-th sight, before the update that it takes part in.
       steps_EN: number of updates before that sight.
-      heldout_steps_H, heldout_losses_H: updates so far, rising, and the held-out loss.
+      control_steps_H, control_losses_H: updates so far, rising, and the controls' loss.
     """
     losses_EN = np.asarray(losses_EN, np.float64)
-    heldout_EN = np.interp(np.asarray(steps_EN, np.float64), heldout_steps_H, heldout_losses_H)
-    return -np.diff(losses_EN, axis=0) + np.diff(heldout_EN, axis=0)
+    control_EN = np.interp(np.asarray(steps_EN, np.float64), control_steps_H, control_losses_H)
+    return -np.diff(losses_EN, axis=0) + np.diff(control_EN, axis=0)
 
 
-def association(
-    values_MN: ArrayLike, cause_MN: ArrayLike, rng: np.random.Generator, draws: int = 999
-) -> Association:
-    """How values go with a cause that was assigned to them, against a shuffled assignment.
-
-    Pearson's correlation after the mean of each member was taken away, so that differences
-    between members count for nothing; the null shuffles the causes within each member.
+def correlation(values_MK: ArrayLike, cause_MK: ArrayLike) -> float:
+    """Pearson's correlation after the mean of each member was taken away.
 
     Raises:
       ValueError: the cause is the same for all values of every member.
     """
-    values_MN, cause_MN = (
-        a - a.mean(1, keepdims=True)
-        for a in (np.asarray(values_MN, np.float64), np.asarray(cause_MN, np.float64))
-    )
-    spread = np.square(cause_MN).sum()
+    values_MK, cause_MK = _centred(values_MK), _centred(cause_MK)
+    spread = np.square(cause_MK).sum()
     if spread <= 1e-24:
         raise ValueError("the cause does not vary within any member")
-    scale = np.sqrt(spread * np.square(values_MN).sum())
-    product = float((values_MN * cause_MN).sum())
-    null_D = np.array([(values_MN * rng.permuted(cause_MN, axis=1)).sum() for _ in range(draws)])
-    p_value = (1 + int((np.abs(null_D) >= abs(product) * (1 - 1e-12)).sum())) / (draws + 1)
-    low, high = np.quantile(null_D / scale, [0.025, 0.975])
-    return Association(product / scale, (float(low), float(high)), p_value, product / spread)
+    return float((values_MK * cause_MK).sum() / np.sqrt(spread * np.square(values_MK).sum()))
+
+
+def association(values_MK: ArrayLike, cause_K: ArrayLike) -> Association:
+    """How values along a training go with a cause that has a course of its own.
+
+    `correlation`, against those with the cause shifted in a circle by every number of places, by
+    the same for all members: a drift that members share stays what it is. Shuffling single places
+    would not do, as neighbours under a drift are alike. The p-value is the share of all K shifts,
+    none among them, whose correlation is at least as large in absolute value.
+
+    It assumes that the drift is as likely to lie under one part of the cause's course as under
+    another, which a random walk is, but for its ends, if the cause ends where it began (as the
+    rate of one cycle does); for a cause that goes one way it is not, and then no test can tell the
+    cause from a drift. A smooth cause has few shifts that differ, so the power is small.
+
+    Args:
+      values_MK: by member and place.
+      cause_K: of each place.
+
+    Raises:
+      ValueError: as of `correlation`.
+    """
+    values_MK = _centred(values_MK)
+    cause_K = np.asarray(cause_K, np.float64)
+    found = correlation(values_MK, np.broadcast_to(cause_K, values_MK.shape))
+    scale = np.sqrt(np.square(cause_K - cause_K.mean()).sum() * len(values_MK))
+    scale *= np.sqrt(np.square(values_MK).sum())
+    shifted_KK = np.stack([np.roll(cause_K, shift) for shift in range(len(cause_K))])
+    null_K = shifted_KK @ values_MK.sum(0) / scale
+    p_value = float((np.abs(null_K) >= abs(found) * (1 - 1e-9)).mean())
+    low, high = np.quantile(null_K, [0.025, 0.975])
+    return Association(found, (float(low), float(high)), p_value)
+
+
+def _centred(values_MK: ArrayLike) -> Array:
+    values_MK = np.asarray(values_MK, np.float64)
+    return values_MK - values_MK.mean(1, keepdims=True)
 
 
 def candidates(prefix: Sequence[int], symbols: Sequence[int], length: int) -> np.ndarray:
@@ -223,3 +282,32 @@ def verbatim_rate(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]
         for own, text in zip(found, wanted, strict=True)
     ]
     return sum(same) / len(same)
+
+
+def wilson(successes: int, count: int) -> Share:
+    """A share with Wilson's 95 % interval, which lies in [0, 1] and has a width at 0 and 1 too.
+
+    Raises:
+      ValueError: not 0 <= successes <= count, or nothing was counted.
+    """
+    if not 0 <= successes <= count or not count:
+        raise ValueError(f"successes must lie in 0 to count, not {successes} of {count}")
+    z, share = float(ndtri(0.975)), successes / count
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    # At the ends the bound is exact but for rounding.
+    return Share(share, min(share, float(middle - half)), max(share, float(middle + half)))
+
+
+def bounded_mean(values_N: ArrayLike, low: float, high: float) -> Share:
+    """A mean with the 95 % interval of Student's t, cut at what the values cannot pass.
+
+    Raises:
+      ValueError: fewer than two values.
+    """
+    values_N = np.asarray(values_N, np.float64)
+    if len(values_N) < 2:
+        raise ValueError("an interval needs two values or more")
+    half = stdtrit(len(values_N) - 1, 0.975) * values_N.std(ddof=1) / np.sqrt(len(values_N))
+    mean = float(values_N.mean())
+    return Share(mean, max(low, float(mean - half)), min(high, float(mean + half)))

@@ -108,33 +108,81 @@ def test_gains_by_hand():
     np.testing.assert_allclose(found, [[0.6, 0.2]])
 
 
-def test_the_association_finds_a_cause_and_its_null_covers_none():
+def cycle(count):
+    """The rate of one cycle with a warm-up."""
+    at = np.arange(count) / count
+    return np.where(at < 0.1, at / 0.1, (1 + np.cos(np.pi * (at - 0.1) / 0.9)) / 2)
+
+
+def test_the_association_finds_a_cause():
     rng = np.random.default_rng(4)
-    cause = np.tile(np.sin(np.linspace(0, np.pi, 50)), (3, 1))
-    effect = 2 * cause + rng.normal(0, 0.5, cause.shape) + np.array([[0.0], [5.0], [-5.0]])
-    found = memorization.association(effect, cause, rng)
-    expected = np.corrcoef(
-        (effect - effect.mean(1, keepdims=True)).ravel(),
-        (cause - cause.mean(1, keepdims=True)).ravel(),
-    )[0, 1]
+    cause = cycle(96)
+    effect = 4 * cause + rng.normal(0, 0.5, (3, 96)) + np.array([[0.0], [5.0], [-5.0]])
+    found = memorization.association(effect, cause)
+    centred = effect - effect.mean(1, keepdims=True)
+    expected = np.corrcoef(centred.ravel(), np.tile(cause, 3))[0, 1]
     assert found.correlation == pytest.approx(expected)
-    assert found.slope == pytest.approx(2, abs=0.4)
-    assert found.p_value == pytest.approx(1 / 1000)
-    trials, level = 200, 0.1
-    false = np.mean(
-        [
-            memorization.association(rng.normal(size=cause.shape), cause, rng, 99).p_value <= level
-            for _ in range(trials)
-        ]
-    )
-    assert abs(false - level) < 3 * np.sqrt(level * (1 - level) / trials)
-    # The width of the null is that of a correlation of 150 pairs in three groups.
-    assert found.null[1] == pytest.approx(1.96 / np.sqrt(147), rel=0.2)
+    assert memorization.correlation(effect, np.tile(cause, (3, 1))) == pytest.approx(expected)
+    # No shift but the smallest comes near.
+    assert 1 / 96 <= found.p_value <= 5 / 96
+    assert memorization.association(-effect, cause).correlation == pytest.approx(-expected)
+    shifted = np.corrcoef(centred.ravel(), np.tile(np.roll(cause, 48), 3))[0, 1]
+    assert found.null[0] <= shifted <= found.null[1]
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.25, 0.5])
+def test_a_drift_that_members_share_is_not_taken_for_the_cause(drift):
+    rng = np.random.default_rng(8)
+    trials, level, cause = 1000, 0.1, cycle(96)
+    walks = np.cumsum(rng.normal(0, drift, (trials, 1, 96)), axis=2)
+    values = rng.normal(size=(trials, 3, 96)) + walks
+    found = np.mean([memorization.association(own, cause).p_value <= level for own in values])
+    # 96 shifts are coarse; and three standard errors.
+    assert found < level + 3 * np.sqrt(level * (1 - level) / trials)
+    assert found > level / 3
 
 
 def test_a_cause_that_does_not_vary_is_refused():
     with pytest.raises(ValueError, match="does not vary"):
-        memorization.association(np.zeros((2, 3)), np.ones((2, 3)), np.random.default_rng(0))
+        memorization.association(np.zeros((2, 3)), np.ones(3))
+
+
+def test_the_slope_is_that_of_least_squares_and_keeps_its_level():
+    rng = np.random.default_rng(9)
+    own = rng.normal(size=30)
+    values = 2 * own + np.linspace(0, -1, 30) + rng.normal(0, 0.1, 30)
+    design = np.stack([own, np.ones(30), np.linspace(0, 1, 30)], axis=1)
+    fit, (rest,), *_ = np.linalg.lstsq(design, values, rcond=None)
+    found = memorization.slope_test(values, own[:, None])
+    assert found.size == pytest.approx(fit[-1])
+    error = np.sqrt(rest / 27 * np.linalg.inv(design.T @ design)[-1, -1])
+    assert found.standard_error == pytest.approx(error)
+    trials, level = 400, 0.1
+    false = [memorization.slope_test(rng.normal(size=20)).p_value < level for _ in range(trials)]
+    assert abs(np.mean(false) - level) < 3 * np.sqrt(level * (1 - level) / trials)
+    with pytest.raises(ValueError, match="too few"):
+        memorization.slope_test(np.zeros(3), np.ones((3, 1)))
+
+
+def test_wilson_solves_its_equation():
+    for successes, count in ((0, 24), (3, 24), (24, 24), (1, 2)):
+        found = memorization.wilson(successes, count)
+        assert 0 <= found.low <= found.mean <= found.high <= 1
+        assert found.low < found.high
+        for end in {found.low, found.high} - {0.0, 1.0}:
+            z = abs(found.mean - end) / np.sqrt(end * (1 - end) / count)
+            assert z == pytest.approx(1.959964, rel=1e-5)
+    with pytest.raises(ValueError, match="0 to count"):
+        memorization.wilson(3, 2)
+
+
+def test_the_mean_of_bounded_values_stays_within():
+    found = memorization.bounded_mean([9.0, 10.0, 10.0], 0.0, 10.0)
+    # Student's t of 2 degrees of freedom: 4.3027 times a standard error of 1/3.
+    assert found.low == pytest.approx(29 / 3 - 4.302653 / 3)
+    assert found.high == 10.0
+    with pytest.raises(ValueError, match="two values"):
+        memorization.bounded_mean([1.0], 0.0, 1.0)
 
 
 def test_candidates_count_like_digits():

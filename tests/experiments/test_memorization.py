@@ -20,7 +20,9 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import memorization_sights  # noqa: E402
+import memorization_stairs  # noqa: E402
 import memorization_training  # noqa: E402
+import memorization_verdict  # noqa: E402
 from memorization_sights import Arm  # noqa: E402
 from memorization_training import Rows, Training  # noqa: E402
 
@@ -124,8 +126,8 @@ def test_plans_that_cannot_be_compared_are_refused(corpora):
     config.own.batch_size = 3
     with pytest.raises(UserError, match=r"config\.own\.batch_size 3 must divide"):
         memorization_sights.measure(None, config.own, "own")
-    config.own.update(dict(batch_size=2, schedules=("constant",), reshuffled=()))
-    with pytest.raises(UserError, match="needs one whose rate varies"):
+    config.own.update(dict(batch_size=2, controls=1))
+    with pytest.raises(UserError, match=r"config\.own\.controls must be at least 2"):
         memorization_sights.measure(None, config.own, "own")
 
 
@@ -138,6 +140,15 @@ def test_a_corpus_that_is_not_scored_is_refused_before_training(corpora, tmp_pat
     config.own.sources = config.own.sources[::-1]
     with pytest.raises(UserError, match=r"own\.sources must begin with config\.own\.corpus"):
         study.run(config, tmp_path, tmp_path / "report", "the command")
+
+
+def test_what_a_corpus_is_too_short_for_is_refused_before_training(corpora, tmp_path):
+    study = load(ROOT / "experiments" / "memorization.py")
+    config = shrunk("laptop", corpora)
+    config.canaries.rows = 10**6
+    with pytest.raises(UserError, match=r"config\.canaries asks for 1000004 windows of 16 tokens"):
+        study.run(config, tmp_path, tmp_path / "report", "the command")
+    assert not (tmp_path / "pretrained").exists()
 
 
 def test_orders_are_epochs_of_all_examples():
@@ -178,9 +189,17 @@ def test_gains_follow_an_example_through_a_new_order(reshuffled):
         base_RT=own_N[example_T][None],
         example_RT=example_T[None],
         epochs=2,
-        heldout_steps_H=np.array([0, 8]),
+        steps_H=np.array([0, 8]),
+        controls_RHC=np.array([[[4.0, 6.0], [3.2, 5.2]]]),
         heldout={"loss": np.array([[5.0, 4.2]])},
     )
+    # Unseen examples fall as controls do, whatever they are like.
+    assert arm.unseen().mean == pytest.approx(0)
+    assert arm.gain().mean == pytest.approx(gain_N.mean())
+    # The controls agree with each other, so that examples alone make the error.
+    assert arm.gain().standard_error == pytest.approx(gain_N.std(ddof=1) / np.sqrt(count))
+    steps = [b.step for b in memorization_stairs.boundaries(arm, [arm], 0)]
+    assert (steps == [None]) == reshuffled
     np.testing.assert_allclose(arm.gains()[0, 0], gain_N)
     expected_K = gain_N[orders[0]].reshape(4, batch).mean(1)
     np.testing.assert_allclose(arm.batch_gains()[0], expected_K)
@@ -188,3 +207,12 @@ def test_gains_follow_an_example_through_a_new_order(reshuffled):
     np.testing.assert_array_equal(arm.waits()[0], place[1] + 4 - place[0])
     assert arm.boundaries == [8]
     np.testing.assert_allclose(arm.rate_K, 1.0)
+
+
+def test_a_cure_is_one_only_where_there_is_damage():
+    rise = np.array([0.9, 1.0, 1.1])
+    cure = memorization_verdict._cure
+    assert "no damage" in cure(rise - 1, rise - 1.5)
+    assert "not shown" in cure(rise, rise)
+    assert "does not prevent" in cure(rise, rise / 2)
+    assert "compatible with none" in cure(rise, rise - 1)
