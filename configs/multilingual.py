@@ -48,18 +48,19 @@ def laptop() -> ConfigDict:
             new_tokens=256,
             seeds=(0, 1, 2),  # of the order of the data
             english="libreoffice_aligned/en-us",
-            aligned=("libreoffice_aligned/ko", "libreoffice_aligned/zh-cn",
-                     "libreoffice_aligned/ru"),  # compared with English
+            # Compared with English.
+            aligned=("libreoffice_aligned/ko", "libreoffice_aligned/zh-cn"),
             paragraphs=48,
             permutations=20,  # of the shuffled null
             treebank="turkish_web",  # or a .conllu file
             sentences=48,
-            texts=20,  # held-out paragraphs of each language whose bits are counted
+            texts=16,  # held-out paragraphs of each language whose bits are counted
+            rates=(2e-4, 6e-4),  # of which each vocabulary takes the better
             generation=dict(prompts=8, new_tokens=16, temperature=1.0, top_p=0.95),
             training=dict(
-                steps=24,
+                steps=16,
                 batch_size=4,
-                learning_rate=2e-4,
+                learning_rate=2e-4,  # where no vocabularies are compared
                 weight_decay=0.0,
                 schedule="cosine",
                 seed=0,
@@ -70,15 +71,15 @@ def laptop() -> ConfigDict:
 
 
 def gpu() -> ConfigDict:
-    """Longer windows, thousands of steps, more new tokens, more text."""
+    """Longer windows, hundreds of steps (some three epochs), more new tokens, more text."""
     config = laptop()
     config.data.update(dict(length=256, batch_size=32))
     config.model.update(dict(dtype="bfloat16", logits_chunk=8192))
     config.multilingual.update(
         dict(new_tokens=4000, seeds=(0, 1, 2, 3, 4), paragraphs=400, permutations=100,
-             sentences=1000, texts=200)
+             sentences=1000, texts=200, rates=(5e-5, 2e-4, 8e-4))
     )  # fmt: skip
-    config.multilingual.training.update(dict(steps=2000, batch_size=32, evaluate_every=100))
+    config.multilingual.training.update(dict(steps=400, batch_size=32, evaluate_every=50))
     config.multilingual.generation.update(dict(prompts=64, new_tokens=64))
     return config
 

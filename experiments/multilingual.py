@@ -78,7 +78,8 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
         for language in found
     }
     sizes = {name: [len(text.encode()) for text in of] for name, of in texts.scored.items()}
-    result = Result(before, found, begun, people, sizes)
+    paragraphs = len(next(iter(texts.aligned.values())).lengths_N)
+    result = Result(before, found, begun, people, texts.trained, paragraphs, sizes)
     blocks = [f"Made by `{command}`.", header]
     blocks += multilingual_report.blocks(result, config, folder)
     origin = provenance(config, section.seeds)
@@ -99,6 +100,10 @@ def _check(section: ConfigDict) -> None:
                 f"config.multilingual.languages has {language}, whose scripts are not known: name "
                 f"the corpus's folder {', '.join(SCRIPTS)}, or add it to lmnoise/evaluation/scripts"
             )
+    if section.extended and not section.rates:
+        raise UserError(
+            "config.multilingual.rates is empty: name the learning rates to choose from"
+        )
     if section.training.evaluate_every < 1:
         raise UserError("config.multilingual.training.evaluate_every must be at least 1")
 

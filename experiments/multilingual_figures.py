@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from multilingual_probes import ARCS, MEASURES, array, curve
 from multilingual_runs import DIRECT, EXTENDED
 
+from lmnoise.evaluation.scores import Spread
 from lmnoise.report import COLOURS, mean_and_error, savefig, style
 
 _COLOUR = {DIRECT: COLOURS[0], EXTENDED: COLOURS[1]}
@@ -23,6 +24,13 @@ def _line(ax: Any, x: np.ndarray, curves: Sequence[np.ndarray], **options: Any) 
     found = [mean_and_error(values) for values in np.array(curves).T]
     half = np.nan_to_num([estimate.half_width for estimate in found])
     ax.errorbar(x, [e.mean for e in found], half, marker="o", markersize=3, capsize=2, **options)
+
+
+def _bars(ax: Any, x: Any, spreads: Sequence[Spread], **options: Any) -> None:
+    """Means with their 95 % intervals over seeds and over paragraphs or prompts."""
+    half = np.nan_to_num([spread.half_width() for spread in spreads])
+    means = [spread.mean for spread in spreads]
+    ax.errorbar(x, means, half, marker="o", markersize=3, capsize=2, **options)
 
 
 def bits(result: Any, config: ConfigDict, path: Path) -> None:
@@ -76,12 +84,12 @@ def _similar(
     value, error, high = (
         curve(before, other, measure, what) for what in ("value", "standard_error", "null_high")
     )
-    layers = np.arange(len(value))
-    ax.fill_between(layers, value - error, value + error, color=colour, alpha=0.2, lw=0)
+    layers, half = np.arange(len(value)), 1.96 * error
+    ax.fill_between(layers, value - half, value + half, color=colour, alpha=0.2, lw=0)
     ax.plot(layers, value, color=colour, label=f"{other}, before")
     ax.plot(layers, high, color=colour, linestyle=":", lw=0.9)
-    after = [curve(run["probes"], other, measure) for run in runs]
-    _line(ax, layers, after, color=colour, linestyle="--", lw=0.9, label=f"{other}, after")
+    after = result_of.similarity_after(runs, other, measure)
+    _bars(ax, layers, after, color=colour, linestyle="--", lw=0.9, label=f"{other}, after")
 
 
 def heads(result: Any, path: Path) -> None:
@@ -127,18 +135,20 @@ def heads(result: Any, path: Path) -> None:
 
 
 def switched(result: Any, path: Path) -> None:
-    """A panel a language."""
+    """A row a share, a column a language."""
     with style():
-        fig = MatplotlibFigure(figsize=(4.6 * len(result.runs), 3.4))
-        axes = fig.subplots(1, len(result.runs), squeeze=False)[0]
-        for ax, (language, kinds) in zip(axes, result.runs.items(), strict=True):
-            for kind, runs in kinds.items():
-                curves = [result_of.switched(run) for run in runs]
-                _line(ax, result_of.steps(runs[0]), curves, color=_COLOUR[kind], label=kind)
-            people = result_of.mean(result.people[language])
-            ax.axhline(people, color="#000000", linestyle=":", lw=0.9, label="people")
-            ax.set_title(f"trained on {language}")
-            ax.set_xlabel("steps")
-            ax.legend(title="vocabulary", fontsize=8)
-        axes[0].set_ylabel("code-switched share of output")
+        fig = MatplotlibFigure(figsize=(4.6 * len(result.runs), 6.4))
+        axes = fig.subplots(2, len(result.runs), squeeze=False, sharey=True)
+        for row, of in zip(axes, ("tokens", "letters"), strict=True):
+            for ax, (language, kinds) in zip(row, result.runs.items(), strict=True):
+                for kind, runs in kinds.items():
+                    steps = result_of.steps(runs[0])
+                    found = [result_of.switched(runs, of, n) for n in range(len(steps))]
+                    _bars(ax, steps, found, color=_COLOUR[kind], label=kind)
+                people = np.nanmean(result_of.shares(result.people[language], of))
+                ax.axhline(people, color="#000000", linestyle=":", lw=0.9, label="people")
+                ax.set_title(f"trained on {language}")
+                ax.set_xlabel("steps")
+                ax.legend(title="vocabulary", fontsize=8)
+            row[0].set_ylabel(f"code-switched share of {of}")
         savefig(fig, path)

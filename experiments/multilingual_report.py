@@ -1,21 +1,28 @@
 """The report of the multilingual study: what shows, tables and figures."""
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import multilingual_figures as figures
+import multilingual_methods as methods
 import numpy as np
 from ml_collections import ConfigDict
 from multilingual_probes import ARCS, MEASURES, array, curve
-from multilingual_result import Result, bits, mean, steps, switched
+from multilingual_result import (
+    Result,
+    bits,
+    shares,
+    shown,
+    similarity_change,
+    steps,
+    switched,
+    text,
+)
 from multilingual_runs import DIRECT, EXTENDED
 from scipy.stats import norm
 
-from lmnoise.analyze.defaults import label
 from lmnoise.evaluation.vocabulary import reached
-from lmnoise.report import Estimate, Figure, Table, mean_and_error, paired_difference, write_csv
+from lmnoise.report import Figure, Table, mean_and_error, paired_difference, write_csv
 
 
 def blocks(result: Result, config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
@@ -32,14 +39,15 @@ def blocks(result: Result, config: ConfigDict, folder: Path) -> list[str | Table
     training, section = config.multilingual.training, config.multilingual
     return [
         "## What shows, and what does not",
-        _scale(result, config),
+        methods.scale(result, config),
         *_verdict(result, config),
         "## Fine-tuning, and new tokens",
-        f"AdamW, learning rate {training.learning_rate:g}, {training.schedule}, "
-        f"{training.steps} steps of {training.batch_size} windows of {config.data.length} tokens. "
-        f"`{EXTENDED}`: {section.new_tokens} tokens more, learnt on the training text by merges on "
+        f"AdamW, {training.schedule}, {training.steps} steps of {training.batch_size} windows of "
+        f"{config.data.length} tokens. {methods.epochs(result, config)} `{EXTENDED}`: "
+        f"{section.new_tokens} tokens more, learnt on the training text by merges on "
         "top of the checkpoint's own, each begun as the mean of the tokens it joins. Bits per "
-        "byte are of the same held-out paragraphs, each whole and on its own.",
+        "byte are of the same held-out paragraphs, each whole and on its own; paragraphs that "
+        f"stand in the training text too are left out. {methods.rates(result, config)}",
         Figure(
             folder / "bits.png",
             "Bits per byte of held-out text along the training; bars: 95 % interval over seeds.",
@@ -47,16 +55,16 @@ def blocks(result: Result, config: ConfigDict, folder: Path) -> list[str | Table
         losses,
         cost,
         "## Representations of aligned paragraphs",
-        _how_similar(config),
+        methods.how_similar(result),
         Figure(
             folder / "similarity.png",
-            "Similarity to English by layer, before (shaded: one standard error over paragraphs) "
-            "and after fine-tuning (bars: 95 % interval over seeds); dotted: 95 % quantile of the "
-            "shuffled null.",
+            "Similarity to English by layer, before (shaded: 95 % interval over paragraphs) and "
+            "after fine-tuning (bars: 95 % interval over paragraphs and seeds; the paragraphs are "
+            "the same in both); dotted: 95 % quantile of the shuffled null.",
         ),
         similar,
         "## Heads",
-        _how_heads(result, config),
+        methods.how_heads(result, config),
         Figure(
             folder / "heads.png",
             "Per cent of a head's attention, before and its change (the mean over seeds), by layer "
@@ -64,31 +72,23 @@ def blocks(result: Result, config: ConfigDict, folder: Path) -> list[str | Table
         ),
         heads,
         "## Code-switched output",
-        "Share of the tokens written that complete a letter outside the language's scripts, of "
-        "those that complete any; "
-        f"{section.generation.prompts} prompts (first halves of held-out paragraphs), "
-        f"{section.generation.new_tokens} tokens each, temperature "
-        f"{section.generation.temperature:g}, top-p {section.generation.top_p:g}. Between "
+        "Of tokens: the share that complete a letter outside the language's scripts, of those that "
+        "complete any, up to the end of the text and without special tokens. Tokens of two "
+        "vocabularies hold different amounts of text, so that the two compare by the share of "
+        f"letters. {section.generation.prompts} prompts (first halves of held-out paragraphs), the "
+        f"same in all runs, up to {section.generation.new_tokens} tokens each, temperature "
+        f"{section.generation.temperature:g}, top-p {section.generation.top_p:g}; each seed draws "
+        "its own, the same ones all along its run. Between "
         "languages of one script, as Turkish and English, a switch cannot be seen in this way.",
         Figure(
             folder / "switched.png",
-            "Code-switched share along the training; bars: 95 % interval over seeds; dotted: what "
-            "people wrote after the same prompts, which has Latin names of products and keys.",
+            "Code-switched share along the training; bars: 95 % interval over prompts and seeds; "
+            "dotted: what people wrote after the same prompts (in the checkpoint's own tokens), "
+            "which has Latin names of products and keys.",
         ),
         written,
         *_examples(result),
     ]  # fmt: skip
-
-
-def _scale(result: Result, config: ConfigDict) -> str:
-    training = config.multilingual.training
-    tokens = training.steps * training.batch_size * config.data.length
-    return (
-        f"Seen at this scale: {label(config.checkpoint)}, fine-tuned on {tokens:,} tokens of "
-        f"{' or '.join(result.runs)} a run, {len(config.multilingual.seeds)} orders of the data. "
-        "Intervals without another word are over those orders, at 95 %; the held-out text is the "
-        "same in all."
-    )
 
 
 def _verdict(result: Result, config: ConfigDict) -> list[str]:
@@ -101,14 +101,6 @@ def _verdict(result: Result, config: ConfigDict) -> list[str]:
         *(_verdict_heads(result, language) for language in result.runs),
         *(_verdict_switched(result, language) for language in result.runs),
     ]  # fmt: skip
-
-
-def shown(estimate: Estimate) -> str:
-    """Whether a difference is told from none by its 95 % interval."""
-    low, high = estimate.interval
-    if math.isnan(low):
-        return "no interval"
-    return "shown" if low > 0 or high < 0 else "not shown"
 
 
 def _verdict_bits(result: Result, language: str) -> str:
@@ -150,28 +142,20 @@ def _verdict_vocabulary(result: Result, language: str, config: ConfigDict) -> st
     difference = paired_difference(ends[1], ends[0])
     needed = np.array(ratios(result, language, None, config))
     got = int(np.isfinite(needed).sum())
-    text = (
+    begun = (
         f"With {config.multilingual.new_tokens} new tokens of {language} a token holds "
         f"{found[0][1]['bytes_per_token'] / found[0][0]['bytes_per_token']:.2f} times the bytes; "
         f"after as many tokens the bits per byte differ from direct fine-tuning by "
         f"{difference.text(3)} ({shown(difference)}). "
     )
     if got < len(needed):
-        return text + (
-            f"What direct fine-tuning ends with is reached in {got} of {len(needed)} seeds: the "
-            "tokens needed are not reached."
+        return begun + (
+            f"What direct fine-tuning ends with is reached in {got} of {len(needed)} seeds, so the "
+            "tokens needed have no mean."
         )
     if not needed.any():
-        return text + "It is at what direct fine-tuning ends with before any training."
-    return text + f"It takes {mean_and_error(needed).text(2)} times the tokens to end as well."
-
-
-def _change(result: Result, runs: Sequence[Any], other: str, measure: str) -> Estimate:
-    """Mean over layers of the change in similarity, over seeds; layers with NaN left out."""
-    before = curve(result.before, other, measure)
-    return mean_and_error(
-        [float(np.nanmean(curve(run["probes"], other, measure) - before)) for run in runs]
-    )
+        return begun + "It is at what direct fine-tuning ends with before any training."
+    return begun + f"It takes {mean_and_error(needed).text(2)} times the tokens to end as well."
 
 
 def _verdict_similarity(result: Result, language: str) -> str:
@@ -179,12 +163,15 @@ def _verdict_similarity(result: Result, language: str) -> str:
     parts = []
     for other in result.before["similarity"]:
         value, high = (curve(result.before, other, "cka", w) for w in ("value", "null_high"))
-        change = _change(result, runs, other, "cka")
+        change = similarity_change(result.before, runs, other, "cka")
         parts.append(
             f"{other} lies above the shuffled null in {int((value > high).sum())} of {len(value)} "
-            f"layers before, and changes by {change.text(3)} ({shown(change)})"
+            f"layers before, and changes by {text(change, 3)} ({shown(change)})"
         )
-    return f"CKA with English, fine-tuning on {language}: {'; '.join(parts)} (means over layers)."
+    return (
+        f"CKA with English, fine-tuning on {language}: {'; '.join(parts)} (means over "
+        "layers; intervals over paragraphs and seeds)."
+    )
 
 
 def _verdict_arcs(result: Result) -> list[str]:
@@ -221,11 +208,17 @@ def _verdict_heads(result: Result, language: str) -> str:
 def _verdict_switched(result: Result, language: str) -> str:
     parts = []
     for kind, runs in result.runs[language].items():
-        curves = [switched(run) for run in runs]
-        change = mean_and_error([float(c[-1] - c[0]) for c in curves])
-        parts.append(f"{kind} {curves[0][0]:.2f} before, change {change.text(2)} ({shown(change)})")
-    people = mean(result.people[language])
-    return f"Code-switched share in {language}: {'; '.join(parts)}; people {people:.2f}."
+        for of in ("tokens", "letters"):
+            before, change = switched(runs, of, 0), switched(runs, of, -1, since=0)
+            parts.append(
+                f"{kind}, of {of}, {before.mean:.2f} before, change {text(change, 2)} "
+                f"({shown(change)})"
+            )
+    people = [np.nanmean(shares(result.people[language], of)) for of in ("tokens", "letters")]
+    return (
+        f"Code-switched share in {language}, intervals over prompts and seeds: "
+        f"{'; '.join(parts)}; people {people[0]:.2f} of tokens and {people[1]:.2f} of letters."
+    )
 
 
 def _losses(result: Result) -> Table:
@@ -249,14 +242,15 @@ def _cost(result: Result, config: ConfigDict) -> Table:
                            ("FLOPs", "flops_per_token")):  # fmt: skip
             needed = np.array(ratios(result, language, unit, config))
             got = np.isfinite(needed)
-            cell = mean_and_error(needed).text(3) if got.all() else "not reached"
+            cell = mean_and_error(needed).text(3) if got.all() else "no mean"
             rows.append((language, name, cell, f"{int(got.sum())} of {len(got)}"))
     header = ("language", "in", "new tokens need, over direct", "seeds that get there")
     return Table(
         header,
         rows,
         "What training with new tokens needs for the bits per byte that direct fine-tuning ends "
-        "with, as a share of what direct fine-tuning took; mean over seeds with 95 % interval.",
+        "with, as a share of what direct fine-tuning took; mean over seeds with 95 % interval, "
+        "where all get there.",
     )
 
 
@@ -268,7 +262,8 @@ def _similarity(result: Result) -> Table:
             best = int(np.nanargmax(value))
             error = curve(result.before, other, measure, "standard_error")[best]
             changes = [
-                _change(result, kinds[DIRECT], other, measure) for kinds in result.runs.values()
+                text(similarity_change(result.before, kinds[DIRECT], other, measure), 3)
+                for kinds in result.runs.values()
             ]
             rows.append((other, measure, value[0], best, f"{value[best]:.3f} ± {1.96 * error:.3f}",
                          curve(result.before, other, measure, "null_high")[best],
@@ -280,7 +275,7 @@ def _similarity(result: Result) -> Table:
         header,
         rows,
         "Best layer ± 1.96 standard errors over paragraphs; changes are means over layers with "
-        "95 % intervals over seeds.",
+        "95 % intervals over paragraphs and seeds.",
     )
 
 
@@ -313,40 +308,18 @@ def _heads(result: Result) -> Table:
 
 def _written(result: Result) -> Table:
     rows = [
-        (language, kind, int(step), mean_and_error([switched(r)[n] for r in runs]))
+        (
+            language,
+            kind,
+            int(step),
+            *(text(switched(runs, of, n), 3) for of in ("tokens", "letters")),
+        )
         for language, kinds in result.runs.items()
         for kind, runs in kinds.items()
         for n, step in enumerate(steps(runs[0]))
     ]
-    return Table(("language", "vocabulary", "step", "code-switched share"), rows)
-
-
-def _how_similar(config: ConfigDict) -> str:
-    section = config.multilingual
-    return (
-        f"Up to {section.paragraphs} held-out paragraphs that all languages share; features are "
-        "means of the residual stream over a paragraph's tokens. CKA is linear with the unbiased "
-        "estimate (arXiv 1905.00414); RSA is Spearman's correlation of cosine distances; "
-        "retrieval is the share of paragraphs whose nearest neighbour says the same. The "
-        "paragraphs share product names and numbers, so that layer 0, the embeddings alone, is "
-        "the baseline, not zero. Fine-tuning saw the training documents of one language, never "
-        "these."
-    )
-
-
-def _how_heads(result: Result, config: ConfigDict) -> str:
-    arcs = [name for name in result.before["heads"] if name in ARCS]
-    counts = ", ".join(
-        f"{name} {of['queries']:,.0f}" for name, of in result.before["heads"].items()
-    )
-    return (
-        f"On up to {config.multilingual.sentences} sentences of {config.multilingual.treebank}; "
-        f"queries: {counts}. Heads are causal, so no head sees the word to come, and a word's "
-        "syntactic head only where it comes before; where it comes after, the head sees its "
-        f"dependent{'' if arcs else ' (here no arc had a control)'}. Each arc is held "
-        "against pairs of words that no arc links, at the same distance in tokens and to words as "
-        "long."
-    )
+    header = ("language", "vocabulary", "step", "code-switched share of tokens", "of letters")
+    return Table(header, rows, "Mean with 95 % interval over prompts and seeds.")
 
 
 def _examples(result: Result) -> list[str]:

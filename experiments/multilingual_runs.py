@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +26,7 @@ from lmnoise.data.tokenizer import Tokenizer, tokenizer_files
 from lmnoise.evaluation import vocabulary
 from lmnoise.evaluation.generation import generate
 from lmnoise.evaluation.language import scorer
-from lmnoise.evaluation.scripts import code_switched_tokens
+from lmnoise.evaluation.scripts import code_switched, code_switched_tokens
 from lmnoise.models.transformer import LanguageModel
 from lmnoise.training.metrics import read_rows
 
@@ -45,63 +47,115 @@ class Runs:
         """One result a seed: `rows` along the training, `probes` at its end."""
         section = self.config.multilingual
         prepare_all((language,), self.subject.checkpoint, self.subject.data)
+        rate = self._rate(language)
         settings = [
-            self.identity
-            | {"what": "run", "kind": self.kind, "language": language, "seed": seed}
-            | {"training": section.training.to_dict()}
+            self._setting("run", language, rate, seed)
             | {"generation": section.generation.to_dict()}
-            | ({"new tokens": section.new_tokens} if self.kind == EXTENDED else {})
             for seed in section.seeds
         ]
         train = functools.partial(self._train, language)
-        return self.subject.compute(settings, train, f"{self.kind}, {label(language)}")
+        found = self.subject.compute(settings, train, f"{self.kind}, {label(language)}")
+        return [result | {"learning_rate": rate} for result in found]
+
+    def _setting(self, what: str, language: str, rate: float, seed: int) -> dict[str, Any]:
+        section = self.config.multilingual
+        training = section.training.to_dict() | {"learning_rate": rate}
+        setting = {"what": what, "kind": self.kind, "language": language, "seed": seed}
+        more = {"new tokens": section.new_tokens} if self.kind == EXTENDED else {}
+        return self.identity | setting | {"training": training} | more
+
+    def _rate(self, language: str) -> float:
+        """The best of the rates for this vocabulary, where vocabularies are compared."""
+        section = self.config.multilingual
+        if language not in section.extended:
+            return section.training.learning_rate
+        settings = [
+            self._setting("rate", language, rate, section.seeds[0]) for rate in section.rates
+        ]
+        name = f"{self.kind}, {label(language)}"
+        found = self.subject.compute(
+            settings, functools.partial(self._try, language), f"{name}, rate"
+        )
+        nats = [result["nats"] if math.isfinite(result["nats"]) else math.inf for result in found]
+        return section.rates[nats.index(min(nats))]
 
     @functools.cached_property
     def _population(self) -> Any:
         return Continued(self.subject, self.config.multilingual.training).population()
 
     @functools.cached_property
-    def _scorers(self) -> dict[str, Callable[..., Any]]:
-        """{language: sums of it and of English}."""
-        sources = {
-            name: vocabulary.text_source(
+    def _score(self) -> Callable[..., Any]:
+        """Sums of the held-out paragraphs, and by `tuning_name` of those for the rates."""
+        texts = self.texts.scored | {tuning_name(n): t for n, t in self.texts.tuning.items()}
+        sources = [
+            vocabulary.text_source(
                 name,
-                texts,
-                self.subject.tokenizer.encode_batch(texts),
+                of_name,
+                self.subject.tokenizer.encode_batch(of_name),
                 front=front(self.subject),
                 length=self.subject.data.length,
                 batch_size=self.subject.data.batch_size,
             )
-            for name, texts in self.texts.scored.items()
-        }
-        score = functools.partial(scorer, self._population, self.subject.model.loss)
-        english = next(iter(sources))
-        return {n: score([sources[english], s]) for n, s in sources.items()}
+            for name, of_name in texts.items()
+        ]
+        return scorer(self._population, self.subject.model.loss, sources)
 
-    def _train(self, language: str, setting: dict[str, Any]) -> dict[str, Any]:
+    @functools.cached_property
+    def _before(self) -> dict[str, list[float]]:
+        """{language: nats of its paragraphs}, the same for all runs."""
+        params = self._population.start(self.subject.checkpoint.params).params
+        return _nats(self._score(params, self.texts.scored))
+
+    def _fit(
+        self, language: str, setting: dict[str, Any], folder: Path, evaluate: Callable[..., Any]
+    ) -> Any:
+        """The parameters at the end of a run."""
         subject = self.subject
-        training = self.config.multilingual.training.copy_and_resolve_references()
-        training.seed = setting["seed"]
-        evaluate = functools.partial(self._evaluate, label(language))
-        begin, folder = (
-            subject.checkpoint.params,
-            subject.workdir / "continued" / digest_of(setting),
-        )
-        rows = evaluate(self._population.start(begin).params)
-        states = Continued(subject, training).run(
-            self._population,
+        training = ConfigDict(setting["training"] | {"seed": setting["seed"]})
+        run = Continued(subject, training)
+        states = run.run(
+            self._population.using(run.members()),
             language,
-            begin,
+            subject.checkpoint.params,
             folder,
             setting,
-            f"{self.kind}, {label(language)}, seed {training.seed}",
+            f"{self.kind}, {label(language)}, rate {training.learning_rate:g}, seed "
+            f"{training.seed}",
             evaluate,
         )
-        rows = [{"step": 0} | row for row in rows] + [r for r in read_rows(folder) if "nats" in r]
-        found = {"rows": rows, **self._size(language)}
+        return states.params
+
+    def _folder(self, setting: dict[str, Any]) -> Path:
+        return self.subject.workdir / "continued" / digest_of(setting)
+
+    def _try(self, language: str, setting: dict[str, Any]) -> dict[str, Any]:
+        """How a rate does: nats of the tuning paragraphs at the end."""
+        folder, name = self._folder(setting), tuning_name(label(language))
+        params = self._fit(language, setting, folder, lambda params: [])
+        [nats] = _nats(self._score(params, [name])).values()
+        shutil.rmtree(folder)
+        return {"nats": sum(nats)}
+
+    def _train(self, language: str, setting: dict[str, Any]) -> dict[str, Any]:
+        subject, name, seed = self.subject, label(language), setting["seed"]
+        english = next(iter(self.texts.scored))
+
+        def evaluate(params: Any) -> list[dict[str, Any]]:
+            nats = _nats(self._score(params, (english, name)))
+            return [{"member": 0, "nats": nats, **self._write(name, _first(params), seed)}]
+
+        folder = self._folder(setting)
+        start = {"step": 0, "nats": {n: self._before[n] for n in (english, name)}}
+        start |= self._write(name, subject.params, seed)
+        params = self._fit(language, setting, folder, evaluate)
+        found = {
+            "rows": [start, *(r for r in read_rows(folder) if "nats" in r)],
+            **self._size(language),
+        }
         if self.kind == DIRECT:
-            params = jax.tree.map(lambda leaf: leaf[0], states.params)
-            found["probes"] = multilingual_probes.probe(subject, params, self.texts, self.config)
+            found["probes"] = multilingual_probes.probe(
+                subject, _first(params), self.texts, self.config
+            )
         shutil.rmtree(folder)
         return found
 
@@ -109,18 +163,13 @@ class Runs:
         """What a token costs, and the text in it."""
         split = self.subject.packed(language, "train").meta["splits"]["train"]
         return {
+            "train_tokens": split["tokens"],
             "bytes_per_token": split["bytes"] / split["tokens"],
             "flops_per_token": self.subject.model.flops_per_token(self.subject.data.length),
         }
 
-    def _evaluate(self, language: str, params: Any) -> list[dict[str, Any]]:
-        """Nats of every held-out text, and what the model writes."""
-        sums = self._scorers[language](params)
-        nats = {name: of_source.losses_MD[0].tolist() for name, of_source in sums.items()}
-        return [{"member": 0, "nats": nats, **self._write(language, params)}]
-
-    def _write(self, language: str, params: Any) -> dict[str, Any]:
-        """Continuations of the first halves of held-out paragraphs, and their foreign share."""
+    def _write(self, language: str, params: Any, seed: int) -> dict[str, Any]:
+        """Continuations of the first halves of held-out paragraphs, and their foreign shares."""
         section, tokenizer = self.config.multilingual.generation, self.subject.tokenizer
         begun = beginnings(self.texts.scored[language], section.prompts)
         prompts = [[front(self.subject), *tokenizer.encode(text)] for text in begun]
@@ -128,23 +177,48 @@ class Runs:
         with jax.transfer_guard("allow"):
             found = generate(
                 self.subject.model,
-                jax.tree.map(lambda leaf: leaf[0], params),
+                params,
                 prompts,
                 section.new_tokens,
-                key=keys.fold(jax.random.key(0), "multilingual"),
+                # The same along a run, so that what changes is the model; another for each seed.
+                key=keys.fold(jax.random.key(0), "multilingual", seed),
                 temperature=section.temperature,
                 top_p=section.top_p,
+                stop=tokenizer.eos_id,
             )
+        found = [list(itertools.takewhile(tokenizer.eos_id.__ne__, ids)) for ids in found]
         return {
+            "ids": found,
             "written": [tokenizer.decode(ids) for ids in found],
             "switched": [switched(ids, tokenizer, language) for ids in found],
         }
 
 
-def switched(ids: list[int], tokenizer: Tokenizer, language: str) -> float | None:
-    """The share of code-switched tokens; None where no token has a letter."""
-    share = code_switched_tokens(ids, tokenizer.decode, language, {tokenizer.eos_id})
-    return None if math.isnan(share) else share
+def tuning_name(language: str) -> str:
+    return f"{language}, tuning"
+
+
+def _first(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], params)
+
+
+def _nats(sums: dict[str, Any]) -> dict[str, list[float]]:
+    return {name: of_source.losses_MD[0].tolist() for name, of_source in sums.items()}
+
+
+def switched(ids: list[int], tokenizer: Tokenizer, language: str) -> dict[str, float | None]:
+    """Code-switched shares, of "tokens" and of "letters"; None where there is no letter.
+
+    Neither special tokens, such as those around an answer, nor their names are text.
+    """
+    added = tokenizer.as_model().get_added_tokens_decoder()
+    special = {number for number, token in added.items() if token.special}
+    text = tokenizer.decode([number for number in ids if number not in special])
+    shares = {
+        "tokens": code_switched_tokens(ids, tokenizer.decode, language, special),
+        "letters": code_switched(text, language),
+    }
+    return {of: None if math.isnan(share) else share for of, share in shares.items()}
 
 
 def beginnings(texts: list[str], count: int) -> list[str]:
@@ -188,5 +262,5 @@ def identity_of(texts: Texts, config: ConfigDict) -> dict[str, Any]:
     section = config.multilingual
     arrays = [rows.tokens_NS.tolist() for rows in (*texts.aligned.values(), texts.sentences)]
     heads = [parse.heads for parse in texts.parses]
-    read = json.dumps([arrays, heads, texts.scored])
+    read = json.dumps([arrays, heads, texts.scored, texts.tuning])
     return {"read": digest_of({"texts": read}), "permutations": section.permutations}

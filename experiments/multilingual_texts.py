@@ -26,12 +26,17 @@ class Texts(NamedTuple):
       aligned: by language, English first; row n says the same in all.
       sentences, parses: of the treebank.
       scored: by language, English first, held-out paragraphs.
+      trained: by language that is trained on, how many of the aligned paragraphs stand in the
+        text that it is trained on.
+      tuning: by language that has a rate tuned, paragraphs of the other held-out split.
     """
 
     aligned: dict[str, crosslingual.Rows]
     sentences: crosslingual.Rows
     parses: list[crosslingual.Parse]
     scored: dict[str, list[str]]
+    trained: dict[str, int]
+    tuning: dict[str, list[str]]
 
 
 def front(subject: Subject) -> int:
@@ -61,34 +66,73 @@ def read(subject: Subject, config: ConfigDict) -> Texts:
     names = dict.fromkeys((section.english, *section.languages))
     prepare_all((*names, *section.aligned), subject.checkpoint, subject.data)
     sentences, parses = _sentences(subject, config)
+    # Paragraphs such as warnings stand in many documents, so in training text too.
+    seen = {name: _lines(subject, name, "train") for name in section.languages}
+    split, count = subject.data.split, section.texts
+    other = tuning_split(config)
+    aligned, trained = _aligned(subject, config, seen)
     return Texts(
-        aligned=_aligned(subject, config),
+        aligned=aligned,
         sentences=sentences,
         parses=parses,
-        scored={label(name): _scored(subject, name, section.texts) for name in names},
+        scored={label(name): _held_out(subject, name, split, seen, count) for name in names},
+        trained=trained,
+        tuning={
+            label(name): _held_out(subject, name, other, seen, count) for name in section.extended
+        },
     )
 
 
-def _aligned(subject: Subject, config: ConfigDict) -> dict[str, crosslingual.Rows]:
-    """Paragraphs of the held-out documents of the first language, the same in all."""
+def tuning_split(config: ConfigDict) -> str:
+    """The held-out split that rates are chosen on: the one that is not scored."""
+    return "test" if config.data.split == "validation" else "validation"
+
+
+def _lines(subject: Subject, name: str, split: str) -> dict[str, None]:
+    """The paragraphs of a split, each once, in their order."""
+    pages = documents(subject, name, (split,)).values()
+    return dict.fromkeys(line for page in pages for line in page.splitlines())
+
+
+def _aligned(
+    subject: Subject, config: ConfigDict, seen: dict[str, dict[str, None]]
+) -> tuple[dict[str, crosslingual.Rows], dict[str, int]]:
+    """Paragraphs of the held-out documents of the first language, the same in all; no copies.
+
+    And how many of them were trained on, by language.
+    """
     section = config.multilingual
     names = (section.english, *section.aligned)
     # Corpora of one package agree in their splits; a user's may not.
     splits = dict.fromkeys(names, SPLITS) | {section.english: (subject.data.split,)}
     pages = [documents(subject, name, splits[name]) for name in names]
-    found = []
+    found = {}
     for key in pages[0]:
         lines = [page.get(key, "").splitlines() for page in pages]
-        if len({len(of_language) for of_language in lines}) == 1:
-            found += [p for p in zip(*lines, strict=True) if len(p[0].encode()) >= SHORTEST]
-    encoded = [subject.tokenizer.encode_batch(paragraph) for paragraph in found]
-    encoded = [e for e in encoded if all(0 < len(ids) < subject.data.length for ids in e)]
-    _require(len(encoded), f"paragraphs that {', '.join(map(label, names))} share", subject)
-    chosen = spread(encoded, section.paragraphs)
-    return {
+        if len({len(of_language) for of_language in lines}) != 1:
+            continue
+        for paragraph in zip(*lines, strict=True):
+            if len(paragraph[0].encode()) >= SHORTEST:
+                found.setdefault(paragraph[0], paragraph)
+    texts = list(found.values())
+    encoded = [subject.tokenizer.encode_batch(paragraph) for paragraph in texts]
+    fits = [
+        (paragraph, ids)
+        for paragraph, ids in zip(texts, encoded, strict=True)
+        if all(0 < len(of_language) < subject.data.length for of_language in ids)
+    ]
+    _require(len(fits), f"paragraphs that {', '.join(map(label, names))} share", subject)
+    texts, chosen = zip(*spread(fits, section.paragraphs), strict=True)
+    trained = {
+        label(name): sum(line in seen[name] for line in of_language)
+        for name, of_language in zip(names, zip(*texts, strict=True), strict=True)
+        if name in seen
+    }
+    aligned = {
         label(name): crosslingual.rows(texts, front(subject), subject.data.length)
         for name, texts in zip(names, zip(*chosen, strict=True), strict=True)
     }
+    return aligned, trained
 
 
 def _sentences(
@@ -105,12 +149,14 @@ def _sentences(
     return crosslingual.rows(texts, front(subject), length), list(parses)
 
 
-def _scored(subject: Subject, name: str, count: int) -> list[str]:
+def _held_out(
+    subject: Subject, name: str, split: str, seen: dict[str, dict[str, None]], count: int
+) -> list[str]:
+    """Paragraphs of a split that fit a window and do not stand in the text trained on."""
     found = [
         line
-        for text in documents(subject, name, (subject.data.split,)).values()
-        for line in text.splitlines()
-        if len(line.encode()) >= SHORTEST
+        for line in _lines(subject, name, split)
+        if len(line.encode()) >= SHORTEST and line not in seen.get(name, ())
     ]
     sizes = [len(ids) for ids in subject.tokenizer.encode_batch(found)]
     found = [t for t, size in zip(found, sizes, strict=True) if size <= subject.data.length]

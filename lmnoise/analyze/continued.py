@@ -41,16 +41,20 @@ class Continued:
     training: ConfigDict
     frozen: Sequence[Any] = (None,)
 
-    def population(self) -> Population:
-        """The compiled step; members differ in what is frozen alone."""
-        training, subject = self.training, self.subject
+    def members(self) -> dict[str, Any]:
+        """Hyper-parameters of the members, which differ in what is frozen alone."""
+        training = self.training
         own = {
             "seed": training.seed,
             "stream": 0,
             "learning_rate": training.learning_rate,
             "weight_decay": training.weight_decay,
         }
-        members = member_arrays([own | mask for mask in self._masks()])
+        return member_arrays([own | mask for mask in self._masks()])
+
+    def population(self) -> Population:
+        """The compiled step; `Population.using` takes the members of other rates or seeds."""
+        training, subject = self.training, self.subject
         check_divisible(subject.mesh, members=len(self.frozen), batch_size=training.batch_size)
         return Population(
             init=subject.model.init,
@@ -59,7 +63,7 @@ class Continued:
             optimizer=OptimizerConfig(
                 steps=training.steps, schedule=training.schedule, warmup_fraction=0.1
             ),
-            members=members,
+            members=self.members(),
             mesh=subject.mesh,
         )
 

@@ -7,7 +7,7 @@ languages only as far as a byte says as much in one as in the other.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,21 +131,23 @@ def scorer(
     loss: Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array],
     sources: Sequence[Source],
 ) -> Callable[[Any], dict[str, Sums]]:
-    """Builds `score(params) -> {source name: Sums}` for the members of a population.
+    """Builds `score(params, only=None) -> {source name: Sums}` for the members of a population.
 
     Args:
       population: its members' parameters will be evaluated; one program serves all sources
         whose batches have one shape.
       loss: `loss(params, batch, key) -> loss_BS`.
-      sources: held-out text.
+      sources: held-out text; with `only` those of these names are scored.
     """
     token_losses = population.map(
         lambda params, tokens_BT: loss(params, {"tokens": tokens_BT}, jax.random.key(0))
     )
 
-    def score(params: Any) -> dict[str, Sums]:
+    def score(params: Any, only: Collection[str] | None = None) -> dict[str, Sums]:
         sums = {}
         for source in sources:
+            if only is not None and source.name not in only:
+                continue
             losses = (
                 jax.device_get(
                     token_losses(params, put_whole(population.mesh, tokens, batch_axis=0))
