@@ -11,18 +11,21 @@ from scipy.stats import spearmanr
 from lmnoise.evaluation import crosslingual
 from lmnoise.evaluation.crosslingual import Parse
 from lmnoise.models import attention
-from lmnoise.models.transformer import LanguageModel, gpt2, llama
+from lmnoise.models.transformer import LanguageModel, llama
 
 MODEL = LanguageModel(
-    llama(vocab_size=11, context=16, layers=2, width=16, heads=4, kv_heads=2, mlp_width=20)
-)
+    llama(vocab_size=11, context=16, layers=2, width=16, heads=4, kv_heads=2, mlp_width=20,
+          layers_as="scan")
+)  # fmt: skip
 LOOK = jax.jit(lambda params, tokens_BS: MODEL.observe(params, tokens_BS, lambda _, value: value))
 TEXTS = crosslingual.rows([[5, 6, 7, 5, 6, 7], [1, 2, 2], [3, 9, 3, 4, 4]], front=0, length=8)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.device_get(MODEL.init(jax.random.key(1)))
+    generator = np.random.default_rng(1)
+    draw = lambda spec: np.float32(spec.constant + generator.normal(size=spec.shape, scale=0.3))  # noqa: E731
+    return jax.tree.map(draw, MODEL.specs)
 
 
 def test_rows_put_a_token_in_front_and_count_it():
@@ -136,23 +139,29 @@ def test_attended_sums_the_weights_of_the_model(params):
 
 
 def test_padding_changes_nothing(params):
-    longer = crosslingual.rows([[5, 6, 7, 5, 6, 7]], front=0, length=12)
-    for texts in (TEXTS, longer):
-        patterns = {"same": crosslingual.token_patterns(texts)["same"]}
-        sums = crosslingual.attended(MODEL, params, texts, patterns, 3)["same"][0]
-        features = crosslingual.paragraph_features(MODEL, params, texts, 3)[:, 0]
-        if texts is TEXTS:
-            expected = sums, features
-    np.testing.assert_allclose(sums, expected[0], atol=1e-5)
-    np.testing.assert_allclose(features, expected[1], atol=1e-5)
+    tokens_NS = TEXTS.tokens_NS.copy()
+    padding_NS = np.arange(8)[None] >= TEXTS.lengths_N[:, None]
+    tokens_NS[padding_NS] = 10
+    other, patterns = TEXTS._replace(tokens_NS=tokens_NS), crosslingual.token_patterns(TEXTS)
+    assert {n: p.weights_NQS.tolist() for n, p in crosslingual.token_patterns(other).items()} == {
+        n: p.weights_NQS.tolist() for n, p in patterns.items()
+    }
+    found, expected = (
+        [
+            *crosslingual.attended(MODEL, params, texts, patterns, 2).values(),
+            crosslingual.paragraph_features(MODEL, params, texts, 2),
+        ]
+        for texts in (other, TEXTS)
+    )
+    for own, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, wanted, atol=1e-6)
 
 
-def test_uniform_attention_has_the_shares_of_counting():
+def test_uniform_attention_has_the_shares_of_counting(params):
     """A model of zeros attends to all it sees alike."""
-    model = LanguageModel(gpt2(vocab_size=11, context=16, layers=1, width=8, heads=2))
-    zeros = jax.tree.map(np.zeros_like, jax.device_get(model.init(jax.random.key(0))))
+    zeros = jax.tree.map(np.zeros_like, params)
     patterns = crosslingual.token_patterns(TEXTS)
-    sums = crosslingual.attended(model, zeros, TEXTS, patterns, 3)
+    sums = crosslingual.attended(MODEL, zeros, TEXTS, patterns, 2)
     share_LH, error_LH = crosslingual.shares(sums["first"], patterns["first"].count_N)
     queries = [1 / (q + 1) for length in TEXTS.lengths_N for q in range(2, length)]
     np.testing.assert_allclose(share_LH, np.mean(queries), rtol=1e-6)
