@@ -127,8 +127,7 @@ WAYS = {
     "gained",
     "better start": "the loss after it shows no trend, so that the rise reflects the better start "
     "alone",
-    "part of the gain": "the loss after it still falls, by less than before it, so that a part of "
-    "the gain is lost",
+    "falls less": "the loss after it still falls, by less than that before it",
 }
 
 
@@ -139,7 +138,7 @@ def way(curve: Curve) -> str:
     low, high = curve.after_slope.interval
     if low > 0 or curve.turn.shown:
         return "more lost"
-    return "part of the gain" if high < 0 else "better start"
+    return "falls less" if high < 0 else "better start"
 
 
 def _ways(grows: Sequence[Curve]) -> str:

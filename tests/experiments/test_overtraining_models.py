@@ -213,7 +213,7 @@ def test_the_verdict_says_what_was_planted():
     [
         (RISING, "more lost"),
         # Falls by half of what the loss before it falls.
-        ([0.0, 0.125, 0.25, 0.375, 0.5], "part of the gain"),
+        ([0.0, 0.125, 0.25, 0.375, 0.5], "falls less"),
         # Ends where it began: all that the start had gained is lost.
         ([0.0, 0.25, 0.5, 0.75, 1.0], "better start"),
         ([0.1] * 5, ""),
