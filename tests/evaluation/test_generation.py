@@ -19,7 +19,7 @@ from lmnoise import keys, tree
 from lmnoise.evaluation.generation import extend, generate, generate_variants, sample
 from lmnoise.models import decoding
 from lmnoise.models.pretrained import from_huggingface
-from lmnoise.models.transformer import LanguageModel, RopeScaling, gpt2, llama, stack_layers
+from lmnoise.models.transformer import LanguageModel, gpt2, llama, stack_layers
 from lmnoise.training.mesh import make_mesh
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -27,24 +27,20 @@ SHAPE = dict(vocab_size=37, context=16, layers=2, width=16, heads=4)
 # The loop over layers compiles faster; "unrolled" has the other layout.
 GPT2 = gpt2(**SHAPE, layers_as="scan")
 LLAMA = llama(**SHAPE, kv_heads=2, mlp_width=24, layers_as="scan")
+# The golden files have the other families: scaled and partial rotations, parallel blocks, gemma.
 CONFIGS = {
     "gpt2": GPT2,
     "llama": LLAMA,
-    "scaled": dataclasses.replace(LLAMA, rope_scaling=RopeScaling(4.0, 1.0, 4.0, 8)),
-    "olmo2": dataclasses.replace(LLAMA, norm_position="after", query_key_norm="whole"),
-    "neox": dataclasses.replace(GPT2, positions="rotary", parallel=True, rotary_fraction=0.5),
-    "gemma3": dataclasses.replace(
+    "unrolled": dataclasses.replace(
         LLAMA,
-        norm_position="both",
-        query_key_norm="head",
-        activation="geglu",
-        scaled_embeddings=True,
+        layers_as="unrolled",
         local_theta=100.0,
         global_every=2,
+        norm_position="after",
+        query_key_norm="whole",
     ),
-    "unrolled": dataclasses.replace(LLAMA, layers_as="unrolled", local_theta=100.0, global_every=2),
 }
-PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5]]
+PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5], [8, 2]]
 LONGEST, ROOM = 6, 10
 KEY = jax.random.key(7)
 
@@ -90,12 +86,12 @@ def at_the_same_places(logits_BSV, length_B):
     )
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["gpt2", "unrolled"])
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(length=st.tuples(*[st.integers(1, LONGEST)] * 3), seed=st.integers(0, 9))
+@given(length=st.tuples(*[st.integers(1, LONGEST)] * 4), seed=st.integers(0, 9))
 def test_the_cache_gives_the_logits_of_the_full_forward(name, length, seed):
     model, params = case(name)
-    tokens_BT = np.random.default_rng(seed).integers(0, 37, (3, ROOM), dtype=np.int32)
+    tokens_BT = np.random.default_rng(seed).integers(0, 37, (4, ROOM), dtype=np.int32)
     length_B = np.array(length, np.int32)
     whole = np.asarray(_logits(model)(params, tokens_BT))
     found = read_one_by_one(model)(params, tokens_BT, length_B)
@@ -121,36 +117,33 @@ def test_the_cache_gives_the_logits_of_transformers(name):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "unrolled"])
-def test_greedy_is_the_argmax_of_full_forwards_step_by_step(name):
-    model, params = case(name)
-    expected = []
-    for prompt in PROMPTS:
-        tokens = list(prompt)
-        for _ in range(4):
-            # Attention is causal: what stands behind the last token does not matter.
-            padded = np.array([tokens + [0] * (ROOM - len(tokens))], np.int32)
-            logits_BSV = _logits(model)(params, padded)
-            tokens.append(int(np.argmax(logits_BSV[0, len(tokens) - 1])))
-        expected.append(tokens[len(prompt) :])
+def test_greedy_is_the_argmax_of_full_forwards_step_by_step():
+    model, params = case("unrolled")
+    rows = [list(prompt) for prompt in PROMPTS]
+    for _ in range(4):
+        # Attention is causal: what stands behind the last token does not matter.
+        padded = np.array([row + [0] * (ROOM - len(row)) for row in rows], np.int32)
+        logits_BSV = np.asarray(_logits(model)(params, padded))
+        for row, logits_SV in zip(rows, logits_BSV, strict=True):
+            row.append(int(np.argmax(logits_SV[len(row) - 1])))
+    expected = [row[-4:] for row in rows]
     assert generate(model, params, PROMPTS, 4) == expected
     assert len({token for row in expected for token in row}) > 2
 
 
-def test_a_row_depends_neither_on_padding_nor_on_the_other_rows():
+def test_a_row_does_not_depend_on_the_others():
     write = functools.partial(generate, *case("llama"), new_tokens=4, top_p=0.9)
     found = write(prompts=PROMPTS, key=KEY)
-    again = write(prompts=[PROMPTS[0], [8] * 6, PROMPTS[2]], key=KEY)
+    again = write(prompts=[PROMPTS[0], [8] * 4, PROMPTS[2], [7]], key=KEY)
     assert (again[0], again[2]) == (found[0], found[2])
     assert write(prompts=PROMPTS, key=jax.random.key(8)) != found
 
 
 def test_rows_on_a_mesh_are_the_same_rows():
     model, params = case("llama")
-    tokens_BS = np.random.default_rng(0).integers(0, 37, (8, 4), dtype=np.int32)
-    length_B = np.array([1, 2, 3, 4] * 2, np.int32)
-    key_B = keys.row_keys(KEY, np.arange(8))
-    expected = extend(model, params, tokens_BS, length_B, 4, key_B)
+    length_B = np.array([len(prompt) for prompt in PROMPTS], np.int32)
+    tokens_BS = np.array([prompt + [0] * (5 - len(prompt)) for prompt in PROMPTS], np.int32)
+    key_B = keys.row_keys(keys.fold(KEY, "generate"), np.arange(4))
     mesh = make_mesh(data=4, model=2)
     rows, whole = (NamedSharding(mesh, PartitionSpec(axis)) for axis in ("data", None))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -161,7 +154,9 @@ def test_rows_on_a_mesh_are_the_same_rows():
             jax.device_put(length_B, rows),
             4,
             jax.device_put(key_B, rows),
+            top_p=0.9,
         )
+    expected = generate(model, params, PROMPTS, 4, key=KEY, top_p=0.9)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -226,7 +221,7 @@ def test_the_nucleus_is_the_smallest_set(seed, top_p, spread):
 
 
 def test_variants_are_the_continuations_of_the_changed_parameters():
-    model, params = case("gpt2")
+    model, params = case("unrolled")
 
     def change(params, member, extra):
         return params | {"tokens": params["tokens"] * member["factor"] + extra}
