@@ -17,6 +17,7 @@ from lmnoise.training.optimizer import schedule
 
 SCHEDULES = {"cyclical": "A: warm-up and cosine each epoch", "cosine": "B: one cosine",
              "constant": "constant rate"}  # fmt: skip
+LEAST = 20  # examples, of which a quarter must leave a line and its covariates an error
 METRICS = ("loss", "accuracy", "confidence", "calibration_error")
 
 
@@ -182,6 +183,8 @@ def measure(bench: Bench, section: ConfigDict, label: str) -> list[Arm]:
       Stopped: a signal came; what was trained is stored.
       UserError: batches do not divide the examples, or the corpus is too short.
     """
+    if section.examples < LEAST:
+        raise UserError(f"config.{label}.examples must be at least {LEAST} for the statistics")
     if section.controls < 2:
         raise UserError(f"config.{label}.controls must be at least 2, not {section.controls}")
     if section.examples % section.batch_size or section.epochs < 2:

@@ -138,9 +138,10 @@ def _causes(arms: Sequence[Arm]) -> Table:
         "against the updates since, where the order changes). The constant rate is held against "
         "the rates of schedule A at the same places. The null shifts the rates in a circle, by the "
         f"same for all seeds, so that p is at least 1 / {arms[0].training.steps // arms[0].epochs} "
-        "(one over the batches of an epoch); it assumes that a drift along the epoch is as likely "
-        "to lie under one part of the cycle as under another. What goes one way, as the rate of B "
-        "in its first third and the wait do, cannot be told from a drift: no test.",
+        "(one over the batches of an epoch), of both without a line; it assumes that the rest of a "
+        "drift along the epoch is as likely to lie under one part of the cycle as under another. "
+        "What goes one way, as the rate of B in its first third and the wait do, cannot be told "
+        "from a drift: no test.",
     )
 
 

@@ -145,7 +145,10 @@ def _rate(arms: Sequence[Arm]) -> list[str]:
         for c in found
         if not c.claim
     )
-    return [*sentences, f"Beside it, not corrected for their number and no claims: {said}."]
+    return [
+        *sentences,
+        f"Gains against rates by themselves, no claims and not corrected for their number: {said}.",
+    ]
 
 
 def _confident(arms: Sequence[Arm]) -> str:

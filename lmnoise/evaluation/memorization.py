@@ -209,30 +209,38 @@ def correlation(values_MK: ArrayLike, cause_MK: ArrayLike) -> float:
 def association(values_MK: ArrayLike, cause_K: ArrayLike) -> Association:
     """How values along a training go with a cause that has a course of its own.
 
-    `correlation`, against those with the cause shifted in a circle by every number of places, by
-    the same for all members: a drift that members share stays what it is. Shuffling single places
-    would not do, as neighbours under a drift are alike. The p-value is the share of all K shifts,
-    none among them, whose correlation is at least as large in absolute value.
+    Pearson's correlation after the mean of each member and a line along the places were taken
+    away, against those with the cause shifted in a circle by every number of places, by the same
+    for all members: a drift that members share stays what it is. Shuffling single places would not
+    do, as neighbours under a drift are alike. The p-value is the share of all K shifts, none among
+    them, whose correlation is at least as large in absolute value.
 
-    It assumes that the drift is as likely to lie under one part of the cause's course as under
-    another, which a random walk is, but for its ends, if the cause ends where it began (as the
-    rate of one cycle does); for a cause that goes one way it is not, and then no test can tell the
-    cause from a drift. A smooth cause has few shifts that differ, so the power is small.
+    It assumes that what is left of a drift beside the line is as likely to lie under one part of
+    the cause's course as under another. That holds for a random walk if the cause ends where it
+    began, as the rate of one cycle does; for a cause that goes one way it does not, and then no
+    test can tell the cause from a drift. A smooth cause has few shifts that differ, so the power
+    is small.
 
     Args:
       values_MK: by member and place.
       cause_K: of each place.
 
     Raises:
-      ValueError: as of `correlation`.
+      ValueError: the cause is a line.
     """
     values_MK = _centred(values_MK)
     cause_K = np.asarray(cause_K, np.float64)
-    found = correlation(values_MK, np.broadcast_to(cause_K, values_MK.shape))
-    scale = np.sqrt(np.square(cause_K - cause_K.mean()).sum() * len(values_MK))
-    scale *= np.sqrt(np.square(values_MK).sum())
-    shifted_KK = np.stack([np.roll(cause_K, shift) for shift in range(len(cause_K))])
-    null_K = shifted_KK @ values_MK.sum(0) / scale
+    count = len(cause_K)
+    line_K2 = np.linalg.qr(np.vander(np.linspace(-1, 1, count), 2))[0]
+    values_MK = values_MK - (values_MK @ line_K2) @ line_K2.T
+    shifted_KK = np.stack([np.roll(cause_K, shift) for shift in range(count)])
+    shifted_KK = shifted_KK - (shifted_KK @ line_K2) @ line_K2.T
+    spread_K = np.square(shifted_KK).sum(1)
+    if spread_K[0] <= 1e-24:
+        raise ValueError("the cause does not vary beside a line")
+    scale_K = np.sqrt(np.maximum(spread_K, 1e-24) * np.square(values_MK).sum() * len(values_MK))
+    null_K = shifted_KK @ values_MK.sum(0) / scale_K
+    found = float(null_K[0])
     p_value = float((np.abs(null_K) >= abs(found) * (1 - 1e-9)).mean())
     low, high = np.quantile(null_K, [0.025, 0.975])
     return Association(found, (float(low), float(high)), p_value)

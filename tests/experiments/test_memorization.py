@@ -123,8 +123,8 @@ def test_the_study_reports_and_goes_on(corpora, tmp_path):
 
 def test_plans_that_cannot_be_compared_are_refused(corpora):
     config = shrunk("laptop", corpora)
-    config.own.batch_size = 3
-    with pytest.raises(UserError, match=r"config\.own\.batch_size 3 must divide"):
+    config.own.batch_size = 5
+    with pytest.raises(UserError, match=r"config\.own\.batch_size 5 must divide"):
         memorization_sights.measure(None, config.own, "own")
     config.own.update(dict(batch_size=2, controls=1))
     with pytest.raises(UserError, match=r"config\.own\.controls must be at least 2"):
