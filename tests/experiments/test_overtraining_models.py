@@ -38,11 +38,14 @@ CURES = VERDICT.cures
 
 @pytest.fixture(scope="module", autouse=True)
 def one_device():
-    """One device compiles much faster than the suite's eight; meshes have tests of their own."""
+    """One device and no optimisation compile much faster than the suite's eight devices."""
     one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
+    before = jax.config.read("jax_disable_most_optimizations")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh, "make_mesh", one)
+        jax.config.update("jax_disable_most_optimizations", True)
         yield
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
