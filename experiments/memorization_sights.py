@@ -1,6 +1,7 @@
 """Several epochs over few examples: the loss of each example at every sight, and of controls."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ class Arm:
             ]
         )
 
-    @property
+    @functools.cached_property
     def rate_K(self) -> np.ndarray:
         """The learning rate of every update."""
         fraction = jax.vmap(schedule(self.training.optimizer))(jnp.arange(self.training.steps))
