@@ -33,7 +33,8 @@ class Continued:
 
     Attributes:
       subject: whose model is trained, on its mesh.
-      training: `steps`, `batch_size`, `learning_rate`, `weight_decay`, `seed`.
+      training: `steps`, `batch_size`, `learning_rate`, `weight_decay`, `seed`, and
+        `checkpoint_every` steps, by default a quarter of them.
       frozen: one pytree of bool arrays a member, or None where no entry is frozen.
     """
 
@@ -117,7 +118,7 @@ class Continued:
                 steps=training.steps,
                 log_every=every,
                 evaluate_every=every,
-                checkpoint_every=max(1, training.steps // 4),
+                checkpoint_every=training.get("checkpoint_every", max(1, training.steps // 4)),
                 keep=1,
                 steps_per_dispatch=1,
             ),
