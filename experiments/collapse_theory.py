@@ -8,8 +8,6 @@ beside them. The same command goes on after a stop or a kill; what is there is n
 """
 
 import functools
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,12 @@ import collapse_scaling
 import collapse_weights
 import collapse_width
 import numpy as np
-from absl import flags
+import study
 from collapse_chapter import Chapter, agreement
 from collapse_points import split
 from ml_collections import ConfigDict
 
-from lmnoise import cli, storage
-from lmnoise import config as configs
+from lmnoise import cli
 from lmnoise.errors import UserError
 from lmnoise.report import COLOURS, Figure, Table, provenance, savefig, write_csv, write_report
 
@@ -178,17 +175,5 @@ def _training(chapters: Sequence[Chapter]) -> Table:
     )
 
 
-def main() -> int:
-    configs.define_config_flag()
-    flags.DEFINE_string("workdir", None, "folder of the simulated points", required=True)
-    flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
-    values = configs.parse(sections=SECTIONS)
-    workdir = storage.local_folder(values.workdir, "--workdir")
-    command = f"python experiments/collapse_theory.py {shlex.join(sys.argv[1:])}"
-    report = run(values.config, workdir, Path(values.report or workdir / "report"), command)
-    print(f"report: {report} and {report.with_suffix('.html')}")
-    return 0
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(functools.partial(study.main, "collapse_theory", run, SECTIONS))

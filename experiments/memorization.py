@@ -8,8 +8,7 @@ example recorded at every sight, plants canaries, varies what is fine-tuned on, 
 report. Results are stored one by one: the same command goes on after a stop or a kill.
 """
 
-import shlex
-import sys
+import functools
 from pathlib import Path
 
 import memorization_canaries as canaries
@@ -18,12 +17,11 @@ import memorization_forgetting_report as forgetting_report
 import memorization_sights as sights
 import memorization_sights_report as sights_report
 import memorization_verdict as verdict
-from absl import flags
+import study
 from memorization_training import Bench
 from ml_collections import ConfigDict
 
-from lmnoise import cli, storage
-from lmnoise import config as configs
+from lmnoise import cli
 from lmnoise.analyze.subject import Subject, open_subject
 from lmnoise.data.packing import open_packed, prepare
 from lmnoise.data.stream import Windows
@@ -144,21 +142,5 @@ def _title(bench: Bench) -> str:
     return f"{checkpoint.name} ({checkpoint.model.parameter_count:,} parameters{note})"
 
 
-def main() -> int:
-    configs.define_config_flag()
-    flags.DEFINE_string("workdir", None, "folder of the stored results", required=True)
-    flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
-    values = configs.parse(sections=SECTIONS)
-    workdir = storage.local_folder(values.workdir, "--workdir")
-    command = f"python experiments/memorization.py {shlex.join(sys.argv[1:])}"
-    try:
-        report = run(values.config, workdir, Path(values.report or workdir / "report"), command)
-    except Stopped:
-        print(f"stopped and saved in {workdir}; the same command resumes the study")
-        return 0
-    print(f"report: {report} and {report.with_suffix('.html')}")
-    return 0
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(functools.partial(study.main, "memorization", run, SECTIONS))

@@ -7,14 +7,13 @@ on the way and after, and writes a report. Results are stored run by run, and ru
 same command goes on after a stop or a kill.
 """
 
-import shlex
-import sys
+import functools
 from pathlib import Path
 from typing import Any
 
 import multilingual_probes
 import multilingual_report
-from absl import flags
+import study
 from ml_collections import ConfigDict
 from multilingual_result import Result
 from multilingual_runs import (
@@ -29,12 +28,11 @@ from multilingual_runs import (
 )
 from multilingual_texts import read
 
-from lmnoise import cli, storage
-from lmnoise import config as configs
+from lmnoise import cli
 from lmnoise.analyze import series
 from lmnoise.analyze.defaults import label
 from lmnoise.analyze.subject import open_subject
-from lmnoise.errors import Stopped, UserError
+from lmnoise.errors import UserError
 from lmnoise.evaluation.scripts import SCRIPTS
 from lmnoise.report import provenance, write_report
 
@@ -108,21 +106,5 @@ def _check(section: ConfigDict) -> None:
         raise UserError("config.multilingual.training.evaluate_every must be at least 1")
 
 
-def main() -> int:
-    configs.define_config_flag()
-    flags.DEFINE_string("workdir", None, "folder of the stored results", required=True)
-    flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
-    values = configs.parse(sections=SECTIONS)
-    workdir = storage.local_folder(values.workdir, "--workdir")
-    command = f"python experiments/multilingual.py {shlex.join(sys.argv[1:])}"
-    try:
-        report = run(values.config, workdir, Path(values.report or workdir / "report"), command)
-    except Stopped:
-        print(f"stopped and saved in {workdir}; the same command resumes the study")
-        return 0
-    print(f"report: {report} and {report.with_suffix('.html')}")
-    return 0
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(functools.partial(study.main, "multilingual", run, SECTIONS))

@@ -7,9 +7,8 @@ Trains the networks, perturbs or fine-tunes them, and writes a report with the t
 The same command goes on after a stop or a kill; what is there is not done again.
 """
 
+import functools
 import math
-import shlex
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +17,11 @@ from typing import Any
 import overtraining_cure
 import overtraining_pretraining
 import overtraining_second_task
-from absl import flags
+import study
 from ml_collections import ConfigDict
 from overtraining_chapter import Chapter, agreement, deviations
 
-from lmnoise import cli, storage
-from lmnoise import config as configs
+from lmnoise import cli
 from lmnoise.errors import UserError
 from lmnoise.report import Figure, provenance, savefig, write_csv, write_report
 
@@ -185,17 +183,5 @@ def _paper(chapters: Sequence[Chapter]) -> str:
     return "\n\n".join([*lines, NOT_REPRODUCED])
 
 
-def main() -> int:
-    configs.define_config_flag()
-    flags.DEFINE_string("workdir", None, "folder of the trained points", required=True)
-    flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
-    values = configs.parse(sections=SECTIONS)
-    workdir = storage.local_folder(values.workdir, "--workdir")
-    command = f"python experiments/overtraining_theory.py {shlex.join(sys.argv[1:])}"
-    report = run(values.config, workdir, Path(values.report or workdir / "report"), command)
-    print(f"report: {report} and {report.with_suffix('.html')}")
-    return 0
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(functools.partial(study.main, "overtraining_theory", run, SECTIONS))

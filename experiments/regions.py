@@ -7,21 +7,19 @@ single parameters, and writes a report. Results are stored one by one: the same 
 after a stop or a kill.
 """
 
-import shlex
-import sys
+import functools
 from pathlib import Path
 from typing import Any
 
 import regions_recover
 import regions_verdict
-from absl import flags
+import study
 from ml_collections import ConfigDict
 
-from lmnoise import cli, storage
-from lmnoise import config as configs
+from lmnoise import cli
 from lmnoise.analyze import parameters, regions, series
 from lmnoise.analyze.subject import Subject, open_subject
-from lmnoise.errors import Stopped, UserError
+from lmnoise.errors import UserError
 from lmnoise.report import provenance, write_report
 
 SECTIONS = ("checkpoint", "rules", "recover", "data", "model", "mesh", "continuation", "regions",
@@ -81,21 +79,5 @@ def _parameters(config: ConfigDict, workdir: Path, folder: Path) -> list[Any]:
     return ["# Single parameters", *parameters.blocks([entry], config, folder)]
 
 
-def main() -> int:
-    configs.define_config_flag()
-    flags.DEFINE_string("workdir", None, "folder of the stored results", required=True)
-    flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
-    values = configs.parse(sections=SECTIONS)
-    workdir = storage.local_folder(values.workdir, "--workdir")
-    command = f"python experiments/regions.py {shlex.join(sys.argv[1:])}"
-    try:
-        report = run(values.config, workdir, Path(values.report or workdir / "report"), command)
-    except Stopped:
-        print(f"stopped and saved in {workdir}; the same command resumes the study")
-        return 0
-    print(f"report: {report} and {report.with_suffix('.html')}")
-    return 0
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(functools.partial(study.main, "regions", run, SECTIONS))
