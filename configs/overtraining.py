@@ -4,8 +4,8 @@ Command:
     python experiments/overtraining.py --config=configs/overtraining.py:laptop \\
         --workdir=runs/overtraining
 
-Cost: `laptop` about 13 minutes of one core's time on a busy machine (it mostly uses one), `demo`
-less than half of it. `gpu_*` and `pod_*` have not been run.
+Cost: `laptop` 15 minutes of CPU time, mostly of one core (24 minutes while two other studies ran),
+`demo` less than half of it. `gpu_*` and `pod_*` have not been run.
 Expected of `laptop`: the rise of the loss through noise grows with the tokens at every strength,
 by 0.02 (γ = 0.5) to 1.2 nats (γ = 8) a doubling. At γ = 0.5 the loss after noise falls all the
 same; it turns up from 1.2M tokens at γ = 2 and from 0.3M at γ = 4 and 8, of 9.4M, and ends worse
