@@ -4,9 +4,9 @@ Command:
     python experiments/memorization.py --config=configs/memorization.py:laptop \\
         --workdir=runs/memorization-laptop
 
-Cost of `laptop`: 15 minutes of processor time (23 minutes on two cores while two other studies ran),
-half of it SmolLM2-135M, and 5.5 GB of memory. `gpu`: an estimate, not yet run: an hour on one GPU
-of 80 GB.
+Cost of `laptop`: 15 minutes of processor time (23 minutes on two cores while two other studies
+ran), half of it SmolLM2-135M, and 5.5 GB of memory. `gpu`: an estimate, not yet run: an hour on
+one GPU of 80 GB.
 Expected of `laptop`: SmolLM2 (one seed) has learned an example by 0.8 to 1.1 nats at its second
 sight, controls of the same documents deducted, and its loss steps down by 1.0 to 1.4 nats at the
 boundaries of epochs. The model of 1M parameters gains 0.14 to 0.19 nats a sight and steps down by
