@@ -189,7 +189,13 @@ def _open_run(workdir: Path, step: str | None, member: str) -> Checkpoint:
         model_config(config, stored["tokens"].shape[0]), layers_as="unrolled"
     )
     params = _unstacked(stored, ours, folder / str(at))
-    steps_trained = min(at, steps_of(members_of(config)[number], config))
+    members = members_of(config)
+    if number >= len(members):
+        raise UserError(
+            f"{workdir / 'config.json'} knows {len(members)} members, but {folder / str(at)} has "
+            f"one of the number {number}: restore it, or name another run"
+        )
+    steps_trained = min(at, steps_of(members[number], config))
     return Checkpoint(
         name=f"{_name(workdir)}-{at}{member}",
         model=LanguageModel(ours),

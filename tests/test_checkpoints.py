@@ -58,6 +58,7 @@ def run_config(**model):
     config = configs.default_config()
     config.data.update(tokenizer="bytes", length=16)
     config.train.batch_size = 4
+    config.members.seed = tuple(range(MEMBERS))
     config.model.update(family="llama", layers=2, width=16, heads=2, kv_heads=1, mlp_width=32)
     config.model.update(tied=False, **model)
     return config
@@ -158,6 +159,15 @@ def test_parts_of_a_run_that_are_not_there(run, tmp_path):
     (copy / "checkpoints").mkdir()
     refused("holds no checkpoint", open_checkpoint, str(copy), tmp_path)
     refused("holds no checkpoint", expand, f"{copy}/checkpoints")
+
+
+def test_a_config_of_fewer_members(tmp_path):
+    save_run(tmp_path / "run", "unrolled", False)
+    config = run_config()
+    config.members.seed = (0,)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config.to_dict()))
+    assert open_checkpoint(f"{tmp_path}/run", tmp_path).tokens == STEPS[-1] * 4 * 16
+    refused("config.json knows 1 members", open_checkpoint, f"{tmp_path}/run#1", tmp_path)
 
 
 def test_a_run_that_diverged(tmp_path):
