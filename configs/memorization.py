@@ -11,8 +11,8 @@ Expected of `laptop`: SmolLM2 (one seed) has learned an example by 0.8 to 1.1 na
 sight, controls of the same documents deducted, and its loss steps down by 1.0 to 1.4 nats at the
 boundaries of epochs. The model of 1M parameters gains 0.14 to 0.19 nats a sight and steps down by
 0.35 and 0.47 under schedule A, 0.10 to 0.14 under B and a constant rate. That gains follow the
-rate at first sight does not show, nor over-confidence. Exposure of canaries is near chance up to 2
-repetitions and near the largest at 32, of which 62 % come back verbatim. A second stage undoes
+rate at first sight does not show, nor over-confidence. Exposure of canaries is near chance at 1
+repetition and near the largest at 32, of which 62 % come back verbatim. A second stage undoes
 0.31 nats of the first; 12 epochs over 16 windows cost the original text 0.63 nats, 0.02 among 10
 times as much of it.
 """

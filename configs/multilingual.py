@@ -4,7 +4,7 @@ Command:
     python experiments/multilingual.py --config=configs/multilingual.py:laptop \
         --workdir=runs/multilingual-laptop
 
-Cost of `laptop`: 11 minutes of CPU time (18 minutes on two cores while other studies ran) and 10 GB
+Cost of `laptop`: 13 minutes of CPU time (18 minutes on two cores while other studies ran) and 10 GB
 of memory; `gpu`: an estimate, not yet run: an hour on one GPU of 80 GB.
 Expected of `laptop` (SmolLM2-135M, 4-bit weights): CKA of Chinese with English is 0.5 from layer 11
 on, of Korean 0.35, and both about 0 in layers 3 to 9; fine-tuning on 3,072 tokens does not change
