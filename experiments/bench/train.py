@@ -113,15 +113,8 @@ def check(values: flags.FlagValues) -> None:
         for name in given:
             if name not in known:
                 raise UserError(f"--{flag}: {name!r} is not one of {', '.join(known)}")
-    if bool(values.peer_python) != bool(values.peer_model):
-        raise UserError("--peer_python and --peer_model go together: name both or neither")
-    if values.peer_python:
-        turns.check_peer_python(values.peer_python)
-        if not Path(values.peer_model).is_file():
-            raise UserError(
-                f"--peer_model: there is no file {values.peer_model}: name nanoGPT's model.py"
-            )
-    elif any(name.startswith("nanogpt") for name in values.contenders):
+    turns.check_peer(values.peer_python, values.peer_model)
+    if not values.peer_python and any(name.startswith("nanogpt") for name in values.contenders):
         raise UserError("--contenders names nanogpt, which needs --peer_python and --peer_model")
     if values.nanodo:
         if not (Path(values.nanodo) / "nanodo" / "model.py").is_file():

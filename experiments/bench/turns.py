@@ -49,6 +49,16 @@ def check_peer_python(program: str) -> None:
         raise UserError(f"--peer_python: {program} is no program: name a Python")
 
 
+def check_peer(program: str | None, model: str | None) -> None:
+    """Raises a UserError unless --peer_python and --peer_model name files, or neither is given."""
+    if bool(program) != bool(model):
+        raise UserError("--peer_python and --peer_model go together: name both or neither")
+    if program:
+        check_peer_python(program)
+        if not Path(model).is_file():
+            raise UserError(f"--peer_model: there is no file {model}: name nanoGPT's model.py")
+
+
 def backend() -> str:
     """JAX's default backend, asked of a process that lets go of the devices at once."""
     command = [sys.executable, "-c", "import jax; print(jax.default_backend())"]

@@ -18,10 +18,8 @@ NAMES = ("first", "second", "third", "en-us")
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """One device compiles much faster than the suite's eight; meshes have tests of their own."""
-    one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(mesh, "make_mesh", one)
+def on_one_device(one_device):
+    """All tests here."""
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,18 @@
 """Every preset of every config of an analysis, made small, by the program that it names."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import load
 
 from lmnoise.analyze.__main__ import ANALYSES, run
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("compiled_once")
 sys.path.insert(0, str(ROOT / "experiments"))
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 CONFIGS = {stem: load(ROOT / "configs" / f"{stem}.py") for stem in ("analyze", "regions")}

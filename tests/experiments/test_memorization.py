@@ -1,22 +1,19 @@
 """The study of memorisation: whole and small, going on, and its statistics' bookkeeping."""
 
 import csv
-import functools
-import importlib.util
 import re
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from loading import load
 from ml_collections import ConfigDict
 
 from lmnoise.errors import UserError
-from lmnoise.training import mesh
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "one_device")
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import memorization_sights  # noqa: E402
@@ -26,22 +23,7 @@ import memorization_verdict  # noqa: E402
 from memorization_sights import Arm  # noqa: E402
 from memorization_training import Rows, Training  # noqa: E402
 
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 CONFIGS = load(ROOT / "configs" / "memorization.py")
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """One device compiles much faster than the suite's eight."""
-    one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(mesh, "make_mesh", one)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The multilingual study on a tiny run and invented languages."""
 
-import functools
-import importlib.util
 import json
 import re
 import sys
@@ -10,19 +8,19 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from loading import load
 
 from lmnoise.analyze.subject import open_subject
 from lmnoise.data.tokenizer import EOS, load_tokenizer, tokenizer_files
 from lmnoise.errors import UserError
 from lmnoise.models.pretrained import write_folder
 from lmnoise.models.transformer import LanguageModel, llama
-from lmnoise.training import mesh
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
 import multilingual_texts  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = pytest.mark.usefixtures("compiled_once", "one_device")
 
 FORMS = ("ab", "cd", "ef", "gh", "ij")
 # What stands for each of seven meanings.
@@ -35,21 +33,7 @@ LETTERS = {
 COMMON = {name: " ".join([letters[0] * 3] * 5) for name, letters in LETTERS.items()}
 
 
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 CONFIG = load(ROOT / "configs" / "multilingual.py")
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """One device compiles much faster than the suite's eight; meshes have tests of their own."""
-    one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
-    monkeypatch.setattr(mesh, "make_mesh", one)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import csv
 import functools
-import importlib.util
 import math
 import re
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from loading import load
 
 from lmnoise.assemble import dry_run
 from lmnoise.data.packing import prepare
@@ -21,13 +21,6 @@ from lmnoise.training.metrics import read_rows
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 CONFIGS = load(ROOT / "configs" / "overtraining.py")
