@@ -20,6 +20,7 @@ from noise_arm import Arm
 
 from lmnoise import cli, storage
 from lmnoise import config as configs
+from lmnoise.assemble import noise_sources_of
 from lmnoise.data.packing import prepare
 from lmnoise.errors import UserError
 from lmnoise.report import provenance
@@ -79,7 +80,8 @@ def prepare_all(configs_: dict[str, ConfigDict]) -> None:
     for config in configs_.values():
         if storage.is_remote(config.data.data_dir) and jax.process_index() > 0:
             continue
-        names = [config.data.source, config.noise.source, *config.data.evaluate]
+        noise = noise_sources_of(config, list(config.members.seed))
+        names = [config.data.source, *noise, *config.data.evaluate]
         for name in dict.fromkeys(name for name in names if name):
             prepare(name, data_dir=config.data.data_dir, tokenizer=config.data.tokenizer)
     # Through the processes' common service: a collective of the devices gives up sooner.

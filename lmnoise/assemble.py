@@ -32,7 +32,7 @@ type Members = list[dict[str, Any]]
 def members_of(config: ConfigDict) -> Members:
     """The members of the population: the product of the tuples of `config.members`.
 
-    At rate 0 the kind of noise means nothing, so only the first is kept.
+    At rate 0 the kind and the weight of noise mean nothing, so only the first are kept.
     """
     axes = config.members.to_dict()
     for name, values in axes.items():
@@ -43,8 +43,7 @@ def members_of(config: ConfigDict) -> Members:
         for name, kind in (("kind", str), *((n, (int, float)) for n in axes if n != "kind")):
             if not isinstance(member[name], kind) or isinstance(member[name], bool):
                 raise UserError(f"config.members.{name} cannot be {member[name]!r}")
-        if not 0 <= member["rate"] < 1:
-            raise UserError(f"config.members.rate must lie in [0, 1), not {member['rate']}")
+        _check_rate(member, config)
         if member["learning_rate"] <= 0 or member["weight_decay"] < 0:
             raise UserError(
                 "config.members.learning_rate must be above 0 and weight_decay at least 0, not "
@@ -60,7 +59,22 @@ def members_of(config: ConfigDict) -> Members:
                 f"most 1, that make at least one step; {member['duration']} of "
                 f"{config.train.steps} does not"
             )
-    return [m for m in members if m["rate"] > 0 or m["kind"] == axes["kind"][0]]
+    first = {name: axes[name][0] for name in ("kind", "noise_weight")}
+    return [m for m in members if m["rate"] > 0 or m | first == m]
+
+
+def _check_rate(member: dict[str, Any], config: ConfigDict) -> None:
+    """Noise leaves clean rows, unless a second corpus takes the place of all."""
+    alone = member["kind"] == "stream" and config.noise.budget == "total"
+    if not (0 <= member["rate"] < 1 or (member["rate"] == 1 and alone)):
+        raise UserError(
+            "config.members.rate must lie in [0, 1), or be 1 for the kind 'stream' with "
+            f"config.noise.budget=total, not {member['rate']}"
+        )
+    if not 0 <= member["noise_weight"] < math.inf:
+        raise UserError(
+            f"config.members.noise_weight must be at least 0, not {member['noise_weight']}"
+        )
 
 
 def steps_of(member: dict[str, Any], config: ConfigDict) -> int:
@@ -131,7 +145,8 @@ def _extra_rows(config: ConfigDict, members: Members, devices: Mesh | AbstractMe
 def _arrays(config: ConfigDict, members: Members) -> dict[str, Any]:
     """Hyper-parameters (M,), with the numbers of a member's stream and kind of noise.
 
-    The members' `steps` only if one ends early: they cost the step a branch.
+    The members' `steps` only if one ends early: they cost the step a branch; the weights of noise
+    only if one is not 1.
     """
     seeds, kinds = seeds_of(members), _kinds(members)
     arrays = member_arrays(
@@ -145,6 +160,8 @@ def _arrays(config: ConfigDict, members: Members) -> dict[str, Any]:
     del arrays["duration"]
     if (arrays["steps"] == config.train.steps).all():
         del arrays["steps"]
+    if (arrays["noise_weight"] == 1).all():
+        del arrays["noise_weight"]
     return arrays
 
 
@@ -307,3 +324,8 @@ def _optimizer(config: ConfigDict) -> OptimizerConfig:
 def seeds_of(members: Members) -> list[int]:
     """The streams of batches, one a seed."""
     return sorted({m["seed"] for m in members})
+
+
+def noise_sources_of(config: ConfigDict, seeds: list[int]) -> list[str]:
+    """The corpus of kind "stream" of each seed."""
+    return [config.noise.source.replace("{seed}", str(seed)) for seed in seeds]

@@ -25,13 +25,15 @@ _DEFAULTS = dict(
     ),
     noise=dict(
         budget="total",  # "total": noise replaces clean rows; "clean": it comes on top
-        source="",  # corpus of kind "stream": another language, or "sotu+markup"
+        source="",  # corpus of kind "stream": another language, or "sotu+markup"; of each seed its
+        # own where the name contains {seed}
         gaussian_std=0.0,  # of kind "gaussian"; 0 is vocab_size / 8
     ),
     members=dict(
         seed=(0,),
         kind=("uniform",),
         rate=(0.0,),
+        noise_weight=(1.0,),  # of the loss on a noise row, beside 1 on a clean one
         learning_rate=(1e-3,),
         weight_decay=(0.1,),
         duration=(1.0,),  # shares of train.steps that a member trains, its schedule with it

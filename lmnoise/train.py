@@ -27,6 +27,7 @@ from lmnoise.assemble import (
     dry_run,
     loop_config,
     members_of,
+    noise_sources_of,
     seeds_of,
     without_data,
 )
@@ -121,12 +122,18 @@ def _batches(config: ConfigDict, data: Packed, members: Members, devices: Mesh):
             process_count=parts,
         )
 
-    clean = stream_of(data, seeds)
-    noise = stream_of(_open(config, config.noise.source, "train"), seeds) if with_noise else None
+    clean, noise = stream_of(data, seeds), []
+    if with_noise:
+        of_seed = dict(zip(seeds, noise_sources_of(config, seeds), strict=True))
+        # Seeds that share a corpus share its memory map.
+        opened = {name: _open(config, name, "train") for name in of_seed.values()}
+        noise = [stream_of(opened[name], [seed]) for seed, name in of_seed.items()]
 
     def batch(index: int) -> dict[str, np.ndarray]:
         rows = {"tokens": clean[index]["tokens"]}
-        return rows if noise is None else rows | {"noise": noise[index]["tokens"]}
+        if noise:
+            rows["noise"] = np.concatenate([stream[index]["tokens"] for stream in noise])
+        return rows
 
     return batch
 
@@ -173,7 +180,8 @@ def _noise_sources(config: ConfigDict, members: Members, corruption: Corruption)
 
 def _data_sha256(config: ConfigDict) -> dict[str, str]:
     """What ties a run to the very tokens that it read, besides the names in its config."""
-    names = dict.fromkeys(n for n in (config.data.source, config.noise.source) if n)
+    noise = noise_sources_of(config, list(config.members.seed))
+    names = dict.fromkeys(n for n in (config.data.source, *noise) if n)
     return {name: _open(config, name, "train").meta["splits"]["train"]["sha256"] for name in names}
 
 

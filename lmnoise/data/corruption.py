@@ -58,11 +58,13 @@ class Corruption:
         Args:
           batch: `tokens` (B, S+1) int32; `index` () int32, the step's position in the data;
             with kind "stream" also `noise` (B, S+1) int32.
-          member: `seed` () uint32, `rate` () float32 in [0, 1), `kind` () int32.
+          member: `seed` () uint32, `rate` () float32 in [0, 1], below 1 with budget "clean",
+            `kind` () int32; optionally `noise_weight` () float32, 1 if it is missing.
 
         Returns:
-          `tokens` (B', S+1), `weights` (B', 1) float32 and `groups`, with the (B', 1) masks
-          `clean` and `noise`; B' = B, plus `extra_rows` with budget "clean".
+          `tokens` (B', S+1), `weights` (B', 1) float32, 1 for a clean row and `noise_weight` for
+          noise, and `groups`, with the (B', 1) masks `clean` and `noise`; B' = B, plus
+          `extra_rows` with budget "clean".
         """
         tokens_BT = batch["tokens"]
         key = keys.fold(jax.random.key(member["seed"]), "noise", batch["index"])
@@ -83,7 +85,7 @@ class Corruption:
         if "dropped" in self.kinds:
             noisy_B &= member["kind"] != self.kinds.index("dropped")
         groups = {"clean": clean_B[:, None], "noise": noisy_B[:, None]}
-        weights_B1 = (clean_B | noisy_B).astype(jnp.float32)[:, None]
+        weights_B1 = (clean_B + noisy_B * member.get("noise_weight", 1.0))[:, None]
         return {"tokens": tokens_BT, "weights": weights_B1, "groups": groups}
 
     def held_out(self, kind: str, rows: int, length: int) -> jax.Array:
