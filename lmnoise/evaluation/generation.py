@@ -100,7 +100,8 @@ def extend(
       model, params: the model.
       tokens_BS: int32, the prompts padded on the right.
       length_B: int32, real tokens of each prompt, 1 to S.
-      new_tokens: of each row; S + new_tokens is at most the model's context.
+      new_tokens: of each row; S + new_tokens - 1 is at most the model's context, for the last
+        token is not read.
       key_B: a key a row (`lmnoise.keys.row_keys` of the rows' numbers), into which the position of
         each new token is folded; without it each token is the most probable one.
       temperature: tokens are drawn from softmax(logits / temperature), temperature > 0,
@@ -157,7 +158,7 @@ def _nucleus(logits_BV, top_p):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _extend(model, new_tokens, params, tokens_BS, length_B, key_B, temperature, top_p, stop):
     batch, length = tokens_BS.shape
-    logits_BV, cache = decoding.prefill(model, params, tokens_BS, length_B, length + new_tokens)
+    logits_BV, cache = decoding.prefill(model, params, tokens_BS, length_B, length + new_tokens - 1)
 
     def choose(logits_BV, position_B):
         if key_B is None:
@@ -196,7 +197,7 @@ def _padded(prompts, new_tokens, context):
     length_B = np.array([len(prompt) for prompt in prompts], np.int32)
     if not length_B.size or not length_B.min():
         raise ValueError(f"every prompt needs a token, the lengths are {length_B.tolist()}")
-    total = int(length_B.max()) + new_tokens
+    total = int(length_B.max()) + new_tokens - 1  # the last token is not read
     if total > context:
         raise ValueError(f"{total} positions exceed the context of {context}")
     tokens_BS = np.zeros((len(prompts), length_B.max()), np.int32)

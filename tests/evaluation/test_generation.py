@@ -241,7 +241,7 @@ def test_variants_are_the_continuations_of_the_changed_parameters():
     [
         ([], {}, "needs a token"),
         ([[1], []], {}, "needs a token"),
-        ([[1] * 11], {}, "exceed the context of 16"),
+        ([[1] * 12], {}, "exceed the context of 16"),
         ([[1]], {"temperature": 0.0}, "temperature must be positive"),
         ([[1]], {"top_p": 1.5}, "top_p in"),
     ],
