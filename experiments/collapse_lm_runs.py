@@ -5,6 +5,7 @@ and a synthetic corpus of its own, so that intervals over seeds include the gene
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from lmnoise import config as configs
 from lmnoise.analyze.mixtures import Curves, train_mixtures
 from lmnoise.checkpoints import Checkpoint, open_checkpoint
 from lmnoise.data.packing import prepare
-from lmnoise.errors import Stopped
+from lmnoise.errors import Stopped, UserError
 from lmnoise.synthesize import Recipe, synthesize
 from lmnoise.train import train
 from lmnoise.training.metrics import read_rows
@@ -43,6 +44,32 @@ class Study:
     generators: dict[int, Checkpoint]
     generator_losses_R: Array
     curves: Curves
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses a grid that the study could not compare."""
+    members = config.members
+    for name, least in (("seed", 2), ("rate", 3), ("duration", 3)):
+        values = members[name]
+        if len(values) < least or any(a >= b for a, b in itertools.pairwise(values)):
+            raise UserError(
+                f"config.members.{name} must hold at least {least} values that rise, not {values}"
+            )
+    if members.rate[0] != 0 or members.rate[-1] != 1 or members.duration[-1] != 1:
+        raise UserError(
+            "config.members.rate must begin with 0 and end with 1, and config.members.duration "
+            f"end with 1, not {members.rate} and {members.duration}"
+        )
+    if members.seed[-1] >= _APART:
+        raise UserError(
+            f"config.members.seed must lie below {_APART}, where those of the generators begin, "
+            f"not {members.seed}"
+        )
+
+
+def seeds(config: ConfigDict) -> list[int]:
+    """All seeds of the main grid: of the students and of their generators."""
+    return [*config.members.seed, *_generator_seeds(config)]
 
 
 def measure(config: ConfigDict, workdir: Path) -> Study:
@@ -136,13 +163,22 @@ def most_tokens(config: ConfigDict) -> int:
 def _generator_config(config: ConfigDict) -> ConfigDict:
     section = config.generator
     members = dict(
-        seed=tuple(_APART + seed for seed in config.members.seed),
+        seed=_generator_seeds(config),
         kind=("uniform",),
         rate=(0.0,),
         duration=(1.0,),
         learning_rate=(section.learning_rate,),
     )
-    return student_config(config, members=members, train=dict(steps=section.steps))
+    return student_config(
+        config,
+        members=members,
+        train=dict(steps=section.steps),
+        data=dict(evaluate=(config.data.source,)),
+    )
+
+
+def _generator_seeds(config: ConfigDict) -> tuple[int, ...]:
+    return tuple(_APART + seed for seed in config.members.seed)
 
 
 def _generator_losses(config: ConfigDict, workdir: Path) -> Array:
