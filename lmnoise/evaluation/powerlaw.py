@@ -28,7 +28,7 @@ type Array = NDArray[np.float64]
 LEAST_EXPONENT, LARGEST_EXPONENT = 0.01, 3.0
 _GRID = np.geomspace(LEAST_EXPONENT, LARGEST_EXPONENT, 160)
 _GOLDEN = (np.sqrt(5.0) - 1) / 2
-_REFINEMENTS = 40
+_REFINEMENTS = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def fit(tokens_B: ArrayLike, losses_PB: ArrayLike, shared_exponent: bool = False
     # Sizes around 1 keep the powers of the grid comparable.
     unit = np.exp(np.log(tokens_B).mean())
     sizes_B = tokens_B / unit
-    cost_PG = np.stack([_cost(sizes_B, losses_PB, np.float64(g)) for g in _GRID], -1)
+    cost_PG = _grid_cost(sizes_B, losses_PB)
     if shared_exponent:
         cost_PG = cost_PG.sum(-2, keepdims=True)
 
@@ -279,10 +279,33 @@ def _cost(sizes_B: Array, losses_PB: Array, exponent_P: Array) -> Array:
     return np.square(losses_PB - curve_PB).sum(-1)
 
 
+def _grid_cost(sizes_B: Array, losses_PB: Array) -> Array:
+    """`_cost` (..., P, G) for all exponents of the grid, by sums of products."""
+    powers_BG = sizes_B[:, None] ** -_GRID
+    centred_BG = powers_BG - powers_BG.mean(0)
+    level_P1 = losses_PB.mean(-1, keepdims=True)
+    total_P1 = np.square(losses_PB).sum(-1, keepdims=True)
+    flat_P1 = np.square(losses_PB - level_P1).sum(-1, keepdims=True)
+    products_PG = (losses_PB - level_P1) @ centred_BG
+    amplitude_PG = products_PG / np.square(centred_BG).sum(0)
+    free_PG = flat_P1 - amplitude_PG * products_PG
+    no_floor_PG = total_P1 - np.square(losses_PB @ powers_BG) / np.square(powers_BG).sum(0)
+    has_floor_PG = level_P1 - amplitude_PG * powers_BG.mean(0) >= 0
+    return np.where(amplitude_PG < 0, flat_P1, np.where(has_floor_PG, free_PG, no_floor_PG))
+
+
 def _golden(cost: Callable[[Array], Array], low: Array, high: Array) -> Array:
     """Minimises a function that has one minimum between `low` and `high`, elementwise."""
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = cost(left), cost(right)
     for _ in range(_REFINEMENTS):
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        lower = cost(left) < cost(right)
+        lower = at_left < at_right
         low, high = np.where(lower, low, left), np.where(lower, right, high)
+        new = np.where(lower, high - _GOLDEN * (high - low), low + _GOLDEN * (high - low))
+        at_new = cost(new)
+        left, right = np.where(lower, new, right), np.where(lower, left, new)
+        at_left, at_right = (
+            np.where(lower, at_new, at_right),
+            np.where(lower, at_left, at_new),
+        )
     return (low + high) / 2
