@@ -48,6 +48,15 @@ def laptop() -> ConfigDict:
         config.fits = dict(draws=1000, seed=0)  # of the bootstrap over seeds
         # (layers, width) beside the model's own, each with shares 0 and 1.
         config.sizes = dict(models=((2, 16), (2, 64), (1, 32), (4, 32)), duration=(0.125, 0.5))
+        # Of synthetic rows, and sizes, of the main grid. Regression beside: D/n at the smallest
+        # size, and c^2 in units of the labels' noise variance.
+        config.weights = dict(
+            weights=(0.0, 0.25, 1.0, 4.0), shares=(0.2, 0.5), duration=(0.0625, 0.25, 0.5),
+            theory_ratio=0.2, theory_quality=0.1,
+        )  # fmt: skip
+        # Documents of `length` tokens that begin with some of the real text.
+        config.iterate = dict(share=0.5, rounds=4, steps=1024, prompt_tokens=16, length=128)
+        config.generations = dict(count=4, steps=512)  # steps of generation 0
     return config
 
 
@@ -62,6 +71,9 @@ SMALL = dict(
     recipe=dict(length=24, batch_size=16),
     fits=dict(draws=20),
     sizes=dict(models=((1, 8), (2, 16)), duration=(1.0,)),
+    weights=dict(weights=(0.0, 1.0, 4.0), shares=(0.5,), duration=(0.25, 0.5)),
+    iterate=dict(rounds=2, steps=8, prompt_tokens=4, length=24),
+    generations=dict(count=2, steps=8),
 )  # fmt: skip
 
 PRESETS = {"laptop": laptop}
