@@ -89,6 +89,7 @@ class Checkpoint:
       tokens: training tokens that the model has seen, None if not known.
       fingerprint: SHA-256 of the configuration and all parameters, whatever the kind of file.
       note: what a report must say about the weights, such as "4-bit weights (Q4_1)", or "".
+      step, member: of a run of ours, None for any other.
     """
 
     name: str
@@ -99,6 +100,8 @@ class Checkpoint:
     tokens: float | None
     fingerprint: str
     note: str
+    step: int | None = None
+    member: int | None = None
 
 
 def expand(spec: str) -> list[str]:
@@ -205,6 +208,8 @@ def _open_run(workdir: Path, step: str | None, member: str) -> Checkpoint:
         tokens=float(steps_trained * config.train.batch_size * config.data.length),
         fingerprint=fingerprint(ours, params),
         note="",
+        step=at,
+        member=number,
     )
 
 

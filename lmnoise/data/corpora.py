@@ -33,6 +33,7 @@ import tensorflow_datasets as tfds
 from lmnoise.data.catalogue import CORPORA, Packaged
 from lmnoise.data.fetch import Package, fetch, installed_root, unpacked
 from lmnoise.data.files import locked, slug
+from lmnoise.data.generated import origin
 from lmnoise.data.names import CorpusName, Document
 from lmnoise.data.splits import HELDOUT, SPLITS, SplitRule
 from lmnoise.data.user_files import UserFiles, fingerprint
@@ -314,6 +315,8 @@ def _open_files(base: str, on_decode_error: str) -> Corpus:
         "sha256": files.sha256(),
         "fingerprint": fingerprint(base),
     }
+    if generated := origin(Path(base.partition("#")[0]).expanduser()):
+        provenance["generated"] = generated
     return _split_on_the_way(base, files.documents, provenance, files.counts)
 
 

@@ -79,6 +79,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         _sync(target.parent)
 
 
+def write_file(path: Path, text: str) -> None:
+    """Writes a file in one step: a killed run leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name.lstrip('.')}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        # Not every failure of writing says where.
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -156,6 +156,33 @@ def keyed_order(start: int, stop: int, name: str) -> grain.MapDataset:
     return grain.MapDataset.range(start, stop).shuffle(seed=int.from_bytes(key, "little")).repeat()
 
 
+class Beginnings:
+    """Runs of `size` tokens from inside the documents of a split, in a keyed order.
+
+    They do not overlap, and none holds a separator; all come once before one comes again. Called
+    with numbers (B,), it gives the runs of these numbers, int32, (B, size), the same for any
+    other numbers beside them. The order depends on `name` alone. Raises UserError if no document
+    is long enough.
+    """
+
+    def __init__(self, packed: Packed, size: int, name: str):
+        whole = np.ones(len(packed.tokens) // size, bool)
+        ended = (packed.ends - 1) // size  # the runs with a separator
+        whole[ended[ended < len(whole)]] = False
+        self._starts = size * np.flatnonzero(whole)
+        if not self._starts.size:
+            raise UserError(
+                f"no document of {packed.name} has {size} tokens in a row to begin with: take fewer"
+            )
+        self._tokens, self._size = packed.tokens, size
+        self._order = keyed_order(0, len(self._starts), name)
+
+    def __call__(self, number_B: np.ndarray) -> np.ndarray:
+        start_B = self._starts[[self._order[int(number)] for number in number_B]]
+        position_BK = start_B[:, None] + np.arange(self._size)
+        return np.asarray(self._tokens)[position_BK].astype(np.int32)
+
+
 def _stream(sources: Sequence[Windows], weights: Sequence[float], seed: int) -> grain.MapDataset:
     """Window numbers, counted over all sources one after the other, without end."""
     parts, start = [], 0
