@@ -40,8 +40,7 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
       Stopped: a signal came; what was reached is saved.
       UserError: a key has no sensible value, or data cannot be had.
     """
-    for part in (runs, *CHAPTERS):
-        part.check(config)
+    check(config)
     found = runs.measure(config, workdir)
     results = [(chapter, chapter.run(config, workdir, found)) for chapter in CHAPTERS]
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +54,12 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
     title = "Synthetic text in the training of language models: is there a floor?"
     write_report(folder, title, blocks, provenance(config, runs.seeds(config)), config)
     return folder / "report.md"
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a UserError for a value that would only fail after minutes."""
+    for part in (runs, *CHAPTERS):
+        part.check(config)
 
 
 if __name__ == "__main__":

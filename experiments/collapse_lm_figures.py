@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from collapse_lm_runs import Array
-from collapse_lm_verdict import Grid, estimates
+from collapse_lm_verdict import Grid, at_end, estimates
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -105,12 +105,12 @@ def _curves(
 
 def _floors(ax: Axes, shares_P: Array, fits: Bootstrap) -> None:
     found = estimates(fits.floor_rises())[1:]
-    edge_P = fits.law.at_edge[1:]
+    edge_P = np.array([bool(end) for end in at_end(fits.law)])[1:]
     _bars(ax, shares_P[~edge_P], [e for e, cut in zip(found, edge_P, strict=True) if not cut],
           "fitted", color=COLOURS[0], marker="o", linestyle="none")  # fmt: skip
     if edge_P.any():
         _bars(ax, shares_P[edge_P], [e for e, cut in zip(found, edge_P, strict=True) if cut],
-              "exponent at the end of its range", color="0.6", marker="x",
+              "at an end of the fit's range", color="0.6", marker="x",
               linestyle="none")  # fmt: skip
     ax.axhline(0, color="0.45", linewidth=1)
 

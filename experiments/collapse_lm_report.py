@@ -5,7 +5,7 @@ from pathlib import Path
 
 import collapse_lm_figures as figures
 import numpy as np
-from collapse_lm_verdict import Grid, direction, estimates, shown_from
+from collapse_lm_verdict import Grid, at_end, direction, estimates, shown_from
 from ml_collections import ConfigDict
 
 from lmnoise.analyze.mixtures import quality
@@ -51,8 +51,13 @@ def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
     rises = estimates(fits.floor_rises())
     at = shown_from(grid.shares_P[1:], rises[1:])
     shown = "shown" if direction(slope) > 0 else "not shown"
-    edges = [f"{p:g}" for p, cut in zip(grid.shares_P, fits.law.at_edge, strict=True) if cut]
-    edge = f" At p2 = {', '.join(edges)} the fit has found no exponent." if edges else ""
+    ends = [f"{p:g}" for p, end in zip(grid.shares_P, at_end(fits.law), strict=True) if end]
+    end = (
+        f" At p2 = {', '.join(ends)} the fit is at an end of its range, see the table: its floor, "
+        "and the interval, are not to be trusted."
+        if ends
+        else ""
+    )
     where = (
         "it is above that of p2 = 0 at no share from which on it stays so"
         if at is None
@@ -61,7 +66,7 @@ def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
     return (
         f"The floor grows with p2, by fits with {name}: {shown} ({slope.text(3)} nats from p2 = 0 "
         f"to 1, slope of all floors); {where}; at p2 = 1 the difference is {rises[-1].text(3)}."
-        f"{edge}"
+        f"{end}"
     )
 
 
@@ -206,16 +211,24 @@ def _fits(grid: Grid) -> Table:
     rows = []
     for name, fits in (("own", grid.free), ("one for all", grid.shared)):
         law = fits.law
-        columns = (grid.shares_P, law.exponent, law.at_edge, law.residual,
+        columns = (grid.shares_P, law.exponent, at_end(law), law.residual,
                    estimates(fits.floors()), estimates(fits.floor_rises()))  # fmt: skip
-        for share, exponent, at_edge, residual, floor, rise in zip(*columns, strict=True):
-            edge = "end of the range" if at_edge else "fitted"
-            rows.append((name, share, exponent, edge, residual, floor, rise))
-    header = ("exponent", "share", "b", "b is", "residual", "floor", "over the floor of share 0")
+        rows += [(name, *row) for row in zip(*columns, strict=True)]
+    header = (
+        "exponent",
+        "share",
+        "b",
+        "at an end",
+        "residual",
+        "floor",
+        "over the floor of share 0",
+    )
     return Table(
         header,
         rows,
-        "Fits L = a n^-b + floor to the means over seeds; residual: root mean square, nats.",
+        "Fits L = a n^-b + floor to the means over seeds; residual: root mean square, nats. At an "
+        "end: the exponent is at an end of its range, or the floor is 0, the least there is; where "
+        "all draws of the bootstrap are, the interval has no width and means nothing.",
     )
 
 

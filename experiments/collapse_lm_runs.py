@@ -26,9 +26,8 @@ type Array = NDArray[np.float64]
 FIRST = "first"  # the corpora of the first generators
 # Between the seed of a student and that of its generator.
 _APART = 1_000_000
-# More text than the largest run reads: a tenth is held out, and text that is cut into tokens anew
-# may have fewer of them.
-_SURPLUS = 1.25
+# More text than the largest run reads: a tenth of the documents, more or less, is held out.
+_SURPLUS = 1.15
 
 
 @dataclasses.dataclass(frozen=True)

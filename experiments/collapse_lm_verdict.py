@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from lmnoise.analyze.mixtures import Curves
-from lmnoise.evaluation.powerlaw import Bootstrap, Interval, bootstrap
+from lmnoise.evaluation.powerlaw import Bootstrap, Interval, PowerLaw, bootstrap
 from lmnoise.report import Estimate, mean_and_error, paired_difference
 from lmnoise.theory.noise import largest_rise
 
@@ -131,6 +131,12 @@ def analyse(study: Study, config: ConfigDict) -> Grid:
         )
 
     return Grid(curves, study.generator_losses_R, config.data.length, fitted(False), fitted(True))
+
+
+def at_end(law: PowerLaw) -> list[str]:
+    """What of each curve is at an end of its range: "exponent", "floor", or "" for neither."""
+    ends = zip(law.at_edge, law.floor == 0, strict=True)
+    return ["exponent" if edge else "floor" if none else "" for edge, none in ends]
 
 
 def estimates(interval: Interval) -> list[Estimate]:

@@ -1,0 +1,232 @@
+"""The study of collapse in language models: planted curves, and all of it small."""
+
+import functools
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from loading import load
+from ml_collections import ConfigDict
+
+from lmnoise.analyze.mixtures import Curves
+from lmnoise.errors import UserError
+from lmnoise.report import Estimate
+from lmnoise.training import mesh
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+import collapse_lm_report as report  # noqa: E402
+import collapse_lm_runs as runs  # noqa: E402
+import collapse_lm_sizes as sizes  # noqa: E402
+import collapse_lm_verdict as verdict  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+CONFIGS = load(ROOT / "configs" / "collapse_lm.py")
+SHARES = np.array([0.0, 0.1, 0.5, 1.0])
+TOKENS = 1e5 * 2.0 ** np.arange(5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """One device and no optimisation compile much faster than the suite's eight devices."""
+    one = functools.partial(mesh.make_mesh, devices=jax.devices()[:1])
+    before = jax.config.read("jax_disable_most_optimizations")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "make_mesh", one)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def law(tokens, floor=2.0):
+    return 100.0 * np.asarray(tokens) ** -0.4 + floor
+
+
+def planted(losses_PB, generator=2.4, noise=1e-3):
+    """A grid of these mean losses, with 4 seeds that the shares have in common."""
+    rng = np.random.default_rng(0)
+    common_RB = 5 * noise * rng.normal(size=(4, len(TOKENS)))
+    losses_PRB = np.asarray(losses_PB)[:, None] + common_RB
+    losses_PRB = losses_PRB + noise * rng.normal(size=losses_PRB.shape)
+    curves = Curves(
+        shares=tuple(SHARES), tokens_B=TOKENS, seeds=(0, 1, 2, 3), real_PRB=losses_PRB,
+        synthetic_PRB=losses_PRB, parameters=9, real_tokens=10**6, synthetic_tokens=10**7,
+    )  # fmt: skip
+    losses_R = generator + noise * rng.normal(size=4)
+    config = ConfigDict(dict(fits=dict(draws=50, seed=0), data=dict(length=64)))
+    return verdict.analyse(runs.Study({}, losses_R, curves), config)
+
+
+def with_floors(floors):
+    return planted([law(TOKENS, 2.0 + floor) for floor in floors])
+
+
+def test_a_floor_that_is_planted_is_shown_with_the_share_from_which_on_it_is():
+    grid = with_floors(0.4 * SHARES**2)
+    text = report.floor_sentence("one exponent", grid.shared, grid)
+    assert ": shown (0.4" in text
+    assert "above that of p2 = 0 from p2 = 0.5 on" in text or "from p2 = 0.1 on" in text
+    [slope] = verdict.estimates(grid.shared.floor_slope(SHARES))
+    expected = np.polyfit(SHARES, 0.4 * SHARES**2, 1)[0]
+    assert slope.interval[0] < expected < slope.interval[1]
+
+
+def test_a_floor_that_is_not_there_is_not_shown():
+    """Synthetic rows do nothing: only the real ones count, and at p2 = 1 few of those."""
+    amplitudes = (1 - np.minimum(SHARES, 0.9)) ** -0.4
+    grid = planted([2.0 + a * (law(TOKENS) - 2.0) for a in amplitudes])
+    text = report.floor_sentence("one exponent", grid.shared, grid)
+    assert ": not shown (" in text
+    assert "at no share from which on it stays so" in text
+    assert "shown for p2 = 1: from" in report.plateau_sentence(grid)
+    assert "is not shown" in report.plateau_sentence(grid)
+
+
+def test_a_fit_at_the_end_of_its_range_is_named():
+    losses_PB = np.stack([law(TOKENS)] * 3 + [4.0 - 0.2 * np.log(TOKENS / TOKENS[0])])
+    grid = planted(losses_PB, noise=1e-5)
+    text = report.floor_sentence("an exponent each", grid.free, grid)
+    assert "At p2 = 1 the fit is at an end of its range" in text
+    ends = [row[3] for row in report._fits(grid).rows if row[0] == "own"]
+    assert ends == ["", "", "", "floor"]
+
+
+def test_a_plateau_is_a_last_step_that_gains_nothing_where_real_text_still_does():
+    flat = np.minimum.accumulate(law(TOKENS, 2.2))
+    flat[-2:] = flat[-2]
+    grid = planted([law(TOKENS)] * 3 + [flat])
+    text = report.plateau_sentence(grid)
+    assert text.startswith(
+        "A plateau in these sizes is shown for p2 = 1: from 800,000 to 1,600,000"
+    )
+    assert text.endswith("shown for p2 = 1.")
+    assert "shown for no share" in report.plateau_sentence(planted([law(TOKENS)] * 4))
+
+
+def test_rises_are_told_by_the_prediction_that_they_follow():
+    quality = 2.4 - law(TOKENS[-1])
+    text = report.theory_sentence(with_floors(quality * SHARES**2))
+    assert "regression's p2² c² is not told from the measured rise at p2 = 0.1, 0.5;" in text
+    assert "did nothing, is too low at p2 = 0.5" in text or "is too high at p2 = 0.1" in text
+    assert "which kind a row is, -log(1 - p2) / S with S = 64, is exceeded at p2 = 0.5" in text
+    # The real part alone: regression's square is far below it at 10 %.
+    kept = [law((1 - min(share, 0.99)) * TOKENS) for share in SHARES]
+    grid = planted(kept)
+    found = dict(zip((0.1, 0.5), grid.beyond_real_part, strict=True))
+    # Between two sizes the cubic is near the law, at a size it is what was measured.
+    assert abs(found[0.5].mean) < 2e-3
+    assert abs(found[0.1].mean) < 5e-3
+    assert "too low at p2 = 0.1, 0.5" in report.theory_sentence(grid)
+
+
+def test_the_quality_is_the_excess_of_the_generators():
+    grid = planted([law(TOKENS)] * 4, generator=2.4)
+    assert grid.quality_R.mean() == pytest.approx(2.4 - law(TOKENS[-1]), abs=0.01)
+    low, high = grid.quality_over_floor.interval
+    assert low < 0.4 < high
+
+
+def test_shares_count_from_where_all_larger_ones_are_above():
+    def sure(mean):
+        return Estimate(mean, 0.01, 4)
+
+    shares = np.array([0.1, 0.2, 0.5, 1.0])
+    assert verdict.shown_from(shares, [sure(x) for x in (1, 0, 1, 2)]) == 0.5
+    assert verdict.shown_from(shares, [sure(x) for x in (1, 1, 1, 1)]) == 0.1
+    assert verdict.shown_from(shares, [sure(x) for x in (1, 1, 1, 0)]) is None
+
+
+def test_larger_models_amplify_where_the_excess_grows():
+    config = CONFIGS.get_config("laptop")
+    rng = np.random.default_rng(0)
+
+    def size(layers, width):
+        excess_RB = 0.1 * np.log2(width) - 0.05 * np.log2(layers) + 1e-3 * rng.normal(size=(3, 1))
+        return sizes.Size(layers, width, layers * width**2, TOKENS[:1], np.ones((3, 1)), excess_RB)
+
+    models = [size(2, 16), size(1, 32), size(2, 32), size(4, 32), size(2, 64)]
+    width, depth = sizes.seen(models, config)
+    assert "Width (16 to 64)" in width
+    assert "larger models amplify it" in width
+    assert "Depth (1 to 4)" in depth
+    assert "larger models lessen it" in depth
+    [growth] = sizes.growth(sizes.series(models, config)["width"], "width")
+    assert growth.mean == pytest.approx(0.1, abs=3e-3)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A corpus of invented words."""
+    folder = tmp_path_factory.mktemp("collapse") / "text"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        letters = rng.choice(list("aeiou nrst"), size=(80, 5))
+        (folder / f"{i}.txt").write_text(" ".join("".join(w) for w in letters), encoding="utf-8")
+    return folder
+
+
+def small(preset, text):
+    config = CONFIGS.get_config(preset)
+    config.update(CONFIGS.SMALL)
+    config.data.update(
+        dict(data_dir=str(text.parent / "data"), source=str(text), evaluate=(str(text),))
+    )
+    return config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"members": {"seed": (1, 1)}}, "config.members.seed must hold at least 2 values that"),
+        ({"members": {"rate": (0.0, 0.1, 0.5)}}, "begin with 0 and end with 1"),
+        ({"members": {"seed": (0, 10**6)}}, "must lie below 1000000"),
+        ({"sizes": {"duration": (0.3,)}}, "config.sizes.duration has 0.3"),
+        ({"sizes": {"models": ((2, 32),)}}, "has the model of config.model"),
+    ],
+)
+def test_a_config_that_cannot_be_studied_is_refused(change, words):
+    import collapse_lm
+
+    config = CONFIGS.get_config("laptop")
+    config.update(change)
+    with pytest.raises(UserError, match=words):
+        collapse_lm.check(config)
+
+
+@pytest.mark.parametrize("preset", list(CONFIGS.PRESETS))
+def test_presets_are_studies_that_can_be_made(preset):
+    import collapse_lm
+
+    config = CONFIGS.get_config(preset)
+    assert set(collapse_lm.SECTIONS) <= set(config)
+    collapse_lm.check(config)
+
+
+def test_the_study_reports_and_goes_on(text, tmp_path):
+    import collapse_lm
+
+    config = small("laptop", text)
+    found = collapse_lm.run(config, tmp_path, tmp_path / "report", "the command")
+    said = found.read_text()
+    assert "the command" in said
+    assert said.index("The floor grows with p2") < said.index("\n## ")
+    drawn = set(re.findall(r"\]\(<(\S+\.png)>\)", said))
+    assert drawn == {path.name for path in found.parent.glob("*.png")}
+    assert drawn >= {f"{name}.png" for name in ("scaling", "gains", "floors", "rises", "sizes")}
+    for table in found.parent.glob("*.csv"):
+        assert len(table.read_text().splitlines()) > 1
+    stored = {p: p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*.jsonl"))}
+    study = runs.measure(config, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in stored} == stored
+    # Generators and students have nothing in common but the corpus.
+    assert len({c.fingerprint for c in study.generators.values()}) == 2
+    assert not set(runs.seeds(config)[:2]) & set(runs.seeds(config)[2:])
+    assert study.curves.real_PRB.shape == study.curves.synthetic_PRB.shape == (3, 2, 3)
+    # The largest run of synthetic text alone reads nothing twice.
+    assert study.curves.tokens_B[-1] < study.curves.synthetic_tokens
+    # Real rows alone are the same whatever the synthetic text.
+    assert np.isfinite(study.generator_losses_R).all()
