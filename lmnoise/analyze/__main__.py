@@ -3,7 +3,9 @@
     python -m lmnoise.analyze perturb --checkpoint=smollm2 --config=configs/analyze.py:laptop
 
 The first word is the analysis: language, perturb, regions, parameters or finetune; or features,
-which writes those of labelled texts as .npz files. `--checkpoint` is a ready-made name, a Hugging
+which writes those of labelled texts as .npz files; or synthetic, which opens no checkpoint and
+says what a share of one corpus costs models that are trained on another (`--size`, see
+`lmnoise.analyze.synthetic`). `--checkpoint` is a ready-made name, a Hugging
 Face folder, a .gguf file or a run of ours (see `lmnoise.checkpoints.open_checkpoint`), and for
 features also minilm; given several times, or as the folder of a run's checkpoints, it is a series,
 and the curves run along it. Results are stored one by one in `--workdir`: the same command goes on
@@ -19,7 +21,16 @@ from absl import flags
 
 from lmnoise import cli, storage
 from lmnoise import config as configs
-from lmnoise.analyze import features, finetune, language, parameters, perturb, regions, series
+from lmnoise.analyze import (
+    features,
+    finetune,
+    language,
+    parameters,
+    perturb,
+    regions,
+    series,
+    synthetic,
+)
 from lmnoise.analyze.subject import open_subject
 from lmnoise.checkpoints import expand
 from lmnoise.errors import Stopped, UserError
@@ -33,6 +44,7 @@ ANALYSES = {
     "finetune": finetune,
 }
 FEATURES = "features"
+SYNTHETIC = "synthetic"
 SECTIONS = ("data", "model", "mesh", "continuation", *ANALYSES, FEATURES)
 
 
@@ -61,9 +73,12 @@ def run(name: str, specs: list[str], config, workdir: Path, folder: Path, comman
 
 def main() -> int:
     name, *rest = sys.argv[1:] or [""]
+    if name == SYNTHETIC:
+        return synthetic.main(rest)
     if name not in (*ANALYSES, FEATURES):
+        known = ", ".join((*ANALYSES, FEATURES, SYNTHETIC))
         raise UserError(
-            f"the first word must be one of {', '.join(ANALYSES)}, {FEATURES}, not {name!r}: "
+            f"the first word must be one of {known}, not {name!r}: "
             f"python -m lmnoise.analyze {next(iter(ANALYSES))} --checkpoint=smollm2 "
             "--config=configs/analyze.py:laptop"
         )
