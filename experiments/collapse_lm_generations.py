@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from collapse_lm_lineages import Round, train_round, verdict, write_texts
-from collapse_lm_runs import FIRST, Array, Study, source, student_config
+from collapse_lm_lineages import verdict, write_texts
+from collapse_lm_runs import FIRST, Array, Round, Study, source, student_config, train_round
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 

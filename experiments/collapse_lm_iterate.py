@@ -9,8 +9,8 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from collapse_lm_lineages import train_round, verdict, write_texts
-from collapse_lm_runs import Array, Study, source, student_config
+from collapse_lm_lineages import verdict, write_texts
+from collapse_lm_runs import Array, Study, source, student_config, train_round
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lmnoise import config as configs
 from lmnoise.analyze.mixtures import Curves, train_mixtures
+from lmnoise.assemble import noise_sources_of
 from lmnoise.checkpoints import Checkpoint, open_checkpoint
 from lmnoise.data.packing import prepare
 from lmnoise.errors import Stopped, UserError
@@ -28,6 +29,14 @@ FIRST = "first"  # the corpora of the first generators
 _APART = 1_000_000
 # More text than the largest run reads: a tenth of the documents, more or less, is held out.
 _SURPLUS = 1.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """A model a seed: by seed, and its loss (R,) on held-out real text, nats per token."""
+
+    losses_R: Array
+    models: dict[int, Checkpoint]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,35 +86,42 @@ def measure(config: ConfigDict, workdir: Path) -> Study:
     Raises:
       Stopped: a signal came; what was reached is saved.
     """
-    found = generators(config, workdir)
-    for seed, checkpoint in found.items():
+    trained = train_round(_generator_config(config), workdir / "generators", "generators")
+    generators = dict(zip(config.members.seed, trained.models.values(), strict=True))
+    for seed, checkpoint in generators.items():
         corpus(config, workdir, checkpoint, FIRST, seed, most_tokens(config))
     own = student_config(config, noise=dict(source=source(workdir, FIRST)))
     curves = train_mixtures(own, workdir / "grid", "shares x sizes")
-    return Study(found, _generator_losses(config, workdir), curves)
+    return Study(generators, trained.losses_R, curves)
 
 
-def generators(config: ConfigDict, workdir: Path) -> dict[int, Checkpoint]:
-    """One generator for each seed of the students, trained on real text as one population.
+def train_round(config: ConfigDict, folder: Path, title: str) -> Round:
+    """Trains one model a seed on real rows, and on those of its corpus if it has one, or goes on.
 
     Args:
-      config: of the study; `generator` has the keys of `train` and `members` that differ from
-        those of the students.
-      workdir: of the study.
+      config: of lmnoise.train, with seeds alone as its members; its corpora are prepared.
+      folder: of the run.
+      title: of the progress bar.
 
     Raises:
       Stopped: a signal came; the run is saved.
     """
-    own = _generator_config(config)
-    prepare(own.data.source, data_dir=own.data.data_dir, tokenizer=own.data.tokenizer)
-    folder = workdir / "generators"
-    _, states = train(own, folder, "generators")
+    data, seeds = config.data, config.members.seed
+    for name in filter(None, (data.source, *noise_sources_of(config, list(seeds)))):
+        prepare(name, data_dir=data.data_dir, tokenizer=data.tokenizer)
+    run, states = train(config, folder, title)
     if states is None:
         raise Stopped
-    return {
-        seed: open_checkpoint(f"{folder}#{member}", own.data.data_dir)
-        for member, seed in enumerate(config.members.seed)
+    if [member["seed"] for member in run.members] != list(seeds):
+        raise ValueError(f"config.members must differ in the seed alone, not {run.members}")
+    key = f"eval/{data.source.strip('/')}/loss"
+    rows = read_rows(folder)
+    losses = {r["member"]: r[key] for r in rows if r["step"] == config.train.steps and key in r}
+    models = {
+        seed: open_checkpoint(f"{folder}#{member}", data.data_dir)
+        for member, seed in enumerate(seeds)
     }
+    return Round(np.array([losses[member] for member in range(len(seeds))]), models)
 
 
 def corpus(
@@ -178,11 +194,3 @@ def _generator_config(config: ConfigDict) -> ConfigDict:
 
 def _generator_seeds(config: ConfigDict) -> tuple[int, ...]:
     return tuple(_APART + seed for seed in config.members.seed)
-
-
-def _generator_losses(config: ConfigDict, workdir: Path) -> Array:
-    """The loss (R,) of each generator on held-out real text at its end."""
-    key = f"eval/{config.data.source.strip('/')}/loss"
-    rows = read_rows(workdir / "generators")
-    last = {r["member"]: r[key] for r in rows if r["step"] == config.generator.steps and key in r}
-    return np.array([last[member] for member in range(len(config.members.seed))])
