@@ -207,6 +207,8 @@ class Transformer(nnx.Module):
 
         remat = "none" if function is not None else self.config.remat
         x_ND, points = self.through(self.embed(tokens_BS), apply, remat=remat)
+        if not self.config.scanned:
+            points = jax.tree.map(lambda *values: jnp.stack(values), *points)
         return self.final_norm(x_ND), points
 
     def embed(self, tokens_BS, position_BS=None):
@@ -222,12 +224,15 @@ class Transformer(nnx.Module):
         return axes.keep(x_BSD.reshape(-1, self.config.width), axes.ROWS)
 
     def through(self, x_ND, apply, *of_layers, remat="none"):
-        """The stream after all blocks, and of each block what `apply` saw, stacked over layers.
+        """The stream after all blocks, and of each block what `apply` saw.
+
+        That is stacked over layers if these are scanned, and otherwise a tuple of the layers'.
 
         Args:
           x_ND: see `embed`.
           apply: `apply(block, x_ND, local, *own) -> x_ND, seen`.
-          *of_layers: arrays (L, ...), of which each block gets its `own`.
+          *of_layers: arrays (L, ...), of which each block gets its `own`; also tuples of L arrays
+            if layers are not scanned.
           remat: see `TransformerConfig`.
         """
         local_L = np.arange(1, self.config.layers + 1) % self.config.global_every != 0
@@ -246,7 +251,7 @@ class Transformer(nnx.Module):
                 return jax.lax.scan(step, x_ND, (layer, *of_layers))
             x_ND, of_block = step(x_ND, (layer, *(x_L[i] for x_L in of_layers)))
             seen.append(of_block)
-        return x_ND, jax.tree.map(lambda *values: jnp.stack(values), *seen)
+        return x_ND, tuple(seen)
 
     @property
     def unembedding(self):
