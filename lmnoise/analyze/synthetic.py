@@ -23,13 +23,14 @@ SECTIONS = (*configs.default_config(), "fits")
 
 def main(arguments: list[str]) -> int:
     """The command `python -m lmnoise.analyze synthetic`; `arguments` follow that word."""
+    named = _with_config(arguments)
     configs.define_config_flag()
     flags.DEFINE_string("real", None, "the real corpus", required=True)
     flags.DEFINE_string("synthetic", None, "the synthetic corpus", required=True)
     flags.DEFINE_float("cost", 5.0, "per cent of the loss that synthetic text may cost", 0.0)
     flags.DEFINE_string("workdir", "runs/synthetic", "folder of the run")
     flags.DEFINE_string("report", None, "folder of the report; by default <workdir>/report")
-    values = configs.parse(["synthetic", *_with_config(arguments)], sections=SECTIONS)
+    values = configs.parse(["synthetic", *named], sections=SECTIONS)
     workdir = storage.local_folder(values.workdir, "--workdir")
     config = values.config
     config.data.source, config.noise.source = values.real, values.synthetic

@@ -150,8 +150,8 @@ def _added_sentence(curves: Curves, costs: Costs, cost: float) -> str:
     helping = [f"{s:g}" for s, e in sorted(costs.added.items()) if e.interval[1] < 0]
     harming = [f"{s:g}" for s, e in sorted(costs.added.items()) if e.interval[0] > 0]
     return (
-        f"Added to real text, up to {curves.tokens_B[-1]:,.0f} tokens in all and against the same "
-        f"real text without it: {_answer(costs.added, cost)}. It is shown to help at "
+        f"Added to real text, up to {curves.tokens_B[-1]:,.0f} tokens in all and against as "
+        f"much real text without it: {_answer(costs.added, cost)}. It is shown to help at "
         f"{_shares(helping)} and to harm at {_shares(harming)}."
     )
 
@@ -204,11 +204,10 @@ def _caveats(curves: Curves, config: ConfigDict) -> str:
         else " No text is read twice."
     )
     return (
-        f"These are small models on little text: a share that costs {curves.parameters:,} "
-        "parameters nothing may cost larger ones something, because they learn more from real text "
-        "and so have more to lose, and the other way round where a large model tells the two kinds "
-        "of text apart. Synthetic text that repeats held-out real text would look better than it "
-        f"is.{repeated}"
+        "These are small models on little text. Larger ones learn more from real text and so have "
+        "more to lose; they may also tell the two kinds of text apart, and then lose less. Try a "
+        "larger --size before you rely on an answer. Synthetic text that repeats held-out real "
+        f"text looks better than it is.{repeated}"
     )
 
 
@@ -239,12 +238,15 @@ def _fit_table(curves: Curves, free: Bootstrap, shared: Bootstrap) -> Table:
         _estimates(shared.floors()),
         ["", *_estimates(shared.floor_rises())[1:]],
     ]
-    edges = ["at the end of its range" if edge else "" for edge in free.law.at_edge]
+    ends = zip(free.law.at_edge, free.law.floor == 0, strict=True)
+    edges = ["exponent" if edge else "floor" if zero else "" for edge, zero in ends]
     return Table(
         ("share", "exponent", "its floor", "floor, shared exponent", "its rise over share 0",
-         "free exponent"),
+         "at the end of its range"),
         list(zip(curves.shares, *columns, edges, strict=True)),
-        f"The shared exponent is {shared.law.exponent[0]:.3g}. Floors in nats per token.",
+        "The exponent and its floor: of a fit to each share. The shared exponent is "
+        f"{shared.law.exponent[0]:.3g}. Floors in nats per token. An exponent at the end of its "
+        "range, or a floor of 0, was not found by the free fit.",
     )  # fmt: skip
 
 
