@@ -70,7 +70,7 @@ SMALL = dict(
     generator=dict(steps=8),
     recipe=dict(length=24, batch_size=16),
     fits=dict(draws=20),
-    sizes=dict(models=((1, 8), (2, 16)), duration=(1.0,)),
+    sizes=dict(models=((1, 8),), duration=(1.0,)),
     weights=dict(weights=(0.0, 1.0, 4.0), shares=(0.5,), duration=(0.25, 0.5)),
     iterate=dict(rounds=2, steps=8, prompt_tokens=4, length=24),
     generations=dict(count=2, steps=8),
