@@ -33,9 +33,10 @@ FLOORS = {
     "lmnoise.sklearn": 4,
     "lmnoise.train": 5,
     "lmnoise.checkpoints": 6,  # a run of ours is opened with the parts of lmnoise.assemble
-    "lmnoise.analyze": 7,
     "lmnoise.convert": 7,
-    "experiments": 8,
+    "lmnoise.synthesize": 7,
+    "lmnoise.analyze": 8,
+    "experiments": 9,
 }
 # These write reports; nothing else imports lmnoise.report.
 REPORTING = ("experiments", "lmnoise.analyze")

@@ -1,10 +1,11 @@
 """Every preset of every config is run, made small, by the program that its docstring names.
 
 Presets of language models take two steps, and their studies have report tests of their own here.
-Programs that analyse checkpoints are run by tests/analyze/test_configs.py, the studies of
-fine-tuning and of heads by tests/experiments. Every other program is
-a theory study, `experiments/X.py` with `run(config, workdir, folder, command) -> Path` (the
-report), and its config file has `SMALL`, the changes that make the whole study run in seconds.
+Programs that analyse checkpoints are run by tests/analyze, the synthesis of text by
+tests/test_synthesize.py, the studies of fine-tuning, heads and synthetic text by tests/experiments.
+Every other program is a theory study, `experiments/X.py` with
+`run(config, workdir, folder, command) -> Path` (the report), and its config file has `SMALL`, the
+changes that make the whole study run in seconds.
 """
 
 import re
@@ -38,11 +39,12 @@ CONFIGS = {path.stem: load(path) for path in sorted((ROOT / "configs").glob("*.p
 NAMES = ("first", "second", "third")
 LANGUAGE_MODELS = ("lmnoise.train", "experiments/noise.py")
 ANALYSES = ("lmnoise.analyze", "experiments/regions.py")
+SYNTHESIS = ("lmnoise.synthesize",)
 PRESETS = [(stem, preset) for stem, module in CONFIGS.items() for preset in module.PRESETS]
 LANGUAGE = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) in LANGUAGE_MODELS]
-OF_MODELS = ("overtraining", "memorization", "multilingual", "lgm")
+OF_MODELS = ("overtraining", "memorization", "multilingual", "lgm", "collapse_lm")
 FINE_TUNING = tuple(f"experiments/{study}.py" for study in OF_MODELS)
-OTHERS = LANGUAGE_MODELS + ANALYSES + FINE_TUNING
+OTHERS = LANGUAGE_MODELS + ANALYSES + SYNTHESIS + FINE_TUNING
 THEORY = [(s, preset) for s, preset in PRESETS if program(CONFIGS[s]) not in OTHERS]
 
 
