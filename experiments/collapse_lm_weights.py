@@ -118,18 +118,20 @@ def seen(result: Weighted, config: ConfigDict) -> list[str]:
     """Whether a weight beats the real part alone, a sentence a share."""
     sentences = []
     for p, share in enumerate(result.shares):
-        found = []
+        found, beats = [], []
         for w, weight in enumerate(result.weights[1:], 1):
             last = mean_and_error(result.above_WPRB[w, p, :, -1])
             slope = mean_and_error(slopes(result.tokens_B, result.above_WPRB[w, p]))
+            beats += [f"{weight:g}"] if verdict(last, "", "better") == "better" else []
             found.append(
                 f"weight {weight:g} {last.text(3)} ({verdict(last, 'worse', 'better')}), "
                 f"{slope.text(3)} more with each doubling of the tokens "
                 f"({verdict(slope, 'rises', 'falls')})"
             )
         sentences.append(
-            f"- Weights at share {share:g}: loss on real text above that of the real part alone, "
-            f"nats per token, after {result.tokens_B[-1]:,.0f} tokens: {'; '.join(found)}."
+            f"- Weights at share {share:g}: that one beats the real part alone after "
+            f"{result.tokens_B[-1]:,.0f} tokens is shown for {', '.join(beats) or 'none'}. Loss on "
+            f"real text above it, nats per token: {'; '.join(found)}."
         )
     return sentences
 
@@ -264,15 +266,13 @@ def _measured(ax: Axes, result: Weighted, p: int) -> None:
             capsize=2,
             label=f"w = {weight:g}",
         )
-    _zero(ax)
+    ax.axhline(0, color="0.45", linewidth=1)
 
 
 def _predicted(ax: Axes, result: Weighted, expected_WB: Array) -> None:
     for w in range(1, len(result.weights)):
         ax.plot(result.tokens_B, expected_WB[w], "--", marker=".", color=COLOURS[w - 1])
-    _zero(ax)
-
-
-def _zero(ax: Axes) -> None:
     ax.axhline(0, color="0.45", linewidth=1)
     ax.set_xscale("log")
+    ax.set_xticks(result.tokens_B, [f"{tokens / 1e3:,.0f}k" for tokens in result.tokens_B])
+    ax.minorticks_off()

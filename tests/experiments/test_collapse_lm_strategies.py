@@ -211,10 +211,15 @@ def planted_weights():
 def test_what_is_said_of_weights_follows_the_numbers(tmp_path):
     config, result = small(), planted_weights()
     [sentence] = weights.seen(result, config)
+    assert "after 4,000 tokens is shown for none." in sentence
     one, four = sentence.split("weight 4")
     assert "(worse)" in one
     assert "(rises)" in one
     assert four.count("not shown") == 2
+    turned = weights.Weighted(
+        (0.5,), (0.0, 1.0, 4.0), result.tokens_B, result.losses_WPRB[..., ::-1]
+    )
+    assert "after 4,000 tokens is shown for 1." in weights.seen(turned, config)[0]
     table = weights.blocks(result, config, tmp_path)[-1]
     verdicts = {(row[1], row[2]): row[-1] for row in table.rows}
     assert [verdicts[tokens, "1"] for tokens in (1000, 4000)] == ["better", "worse"]
