@@ -105,8 +105,9 @@ def blocks(
         tables["cost"],
         "## Fits",
         "L = a n^-b + floor. Over this range of sizes a lower floor with a smaller exponent fits "
-        "almost as well, so a floor is an extrapolation and far less certain than the losses; one "
-        "exponent for all shares is an assumption that makes floors comparable. Intervals: "
+        "almost as well, so a floor is an extrapolation and far less certain than the losses. One "
+        "exponent for all shares makes floors comparable but is an assumption: a curve that falls "
+        "more slowly then counts as one with a higher floor. Intervals: "
         "bootstrap over seeds, which does not see whether the law holds. `curves.csv` has every "
         "loss.",
         tables["fits"],

@@ -2,24 +2,27 @@
 
 import csv
 import dataclasses
+import itertools
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from loading import load
 from scipy.stats import t as student
 
-from lmnoise.analyze import synthetic, synthetic_report
+from lmnoise.analyze import mixtures, synthetic, synthetic_report
 from lmnoise.analyze.mixtures import Curves, quality, train_mixtures, train_weighted
+from lmnoise.assemble import members_of
 from lmnoise.config import default_config
-from lmnoise.errors import UserError
+from lmnoise.errors import Stopped, UserError
 from lmnoise.evaluation.powerlaw import PowerLaw
 from lmnoise.report import Estimate
-from lmnoise.training.metrics import read_rows
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -67,31 +70,43 @@ def planted(shares=(0.0, 0.01, 0.1, 0.5, 1.0), spread=1e-4):
     )
 
 
-def test_losses_are_those_of_their_members(config, tmp_path):
-    config = own(config, noise_weight=(0.0, 1.0))
+def test_losses_are_those_of_their_members(config, tmp_path, monkeypatch):
+    """With a training that only says which member and text each loss is of."""
+    config = own(config, noise_weight=(0.0, 1.0), duration=(1.0, 0.25, 0.5))
+    real, texts = config.data.source, [config.noise.source.replace("{seed}", s) for s in "01"]
+
+    def loss_of(member, name):
+        parts = [member[key] for key in ("rate", "noise_weight", "seed", "duration")]
+        return float(np.dot(parts, (1e6, 1e4, 1e2, 1)) + 1e-3 * [real, *texts].index(name))
+
+    def train(config, workdir, title):
+        assert config.data.evaluate == (real, *texts)
+        members = members_of(config)
+        final = [
+            {"member": m, "step": 16}
+            | {f"eval/{name.strip('/')}/loss": loss_of(member, name) for name in [real, *texts]}
+            for m, member in enumerate(members)
+        ]
+        rows = [{"member": 0, "step": 16, "loss": 1.0}, *final[::-1]]
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return SimpleNamespace(members=members, model=SimpleNamespace(parameter_count=7)), "states"
+
+    monkeypatch.setattr(mixtures, "train", train)
     found = train_weighted(config, tmp_path, "mixtures")
-    rows = list(csv.DictReader((tmp_path / "members.csv").open()))
-    of_member = {row["member"]: row for row in read_rows(tmp_path) if row["step"] == 16}
+    assert list(found) == [0.0, 1.0]
     for weight, curves in found.items():
         assert curves.tokens_B.tolist() == [4 * 8 * 16, 8 * 8 * 16, 16 * 8 * 16]
-        assert curves.real_PRB.shape == curves.synthetic_PRB.shape == (3, 2, 3)
-        for row in rows:
-            rate, seed, duration = float(row["rate"]), int(row["seed"]), float(row["duration"])
-            if rate and float(row["noise_weight"]) != weight:
-                continue
-            at = curves.shares.index(rate), seed, config.members.duration.index(duration)
-            losses = of_member[int(row["member"])]
-            names = config.data.source, config.noise.source.replace("{seed}", str(seed))
-            for name, losses_PRB in zip(
-                names, (curves.real_PRB, curves.synthetic_PRB), strict=True
-            ):
-                assert losses_PRB[at] == losses[f"eval/{name.strip('/')}/loss"]
-    weightless, plain = found[0.0], found[1.0]
-    assert (weightless.real_PRB[0] == plain.real_PRB[0]).all()
-    assert (weightless.real_PRB[1] != plain.real_PRB[1]).all()
-    # Models of their own text alone know it better, and real text worse.
-    assert (plain.synthetic_PRB[2, :, -1] < plain.synthetic_PRB[0, :, -1]).all()
-    assert (plain.rise_PRB[2, :, -1] > 0).all()
+        for (p, share), seed, (b, part) in itertools.product(
+            enumerate((0.0, 0.5, 1.0)), (0, 1), enumerate((0.25, 0.5, 1.0))
+        ):
+            # Without synthetic rows all weights are the first.
+            own_weight = weight if share else 0.0
+            member = dict(rate=share, noise_weight=own_weight, seed=seed, duration=part)
+            assert curves.real_PRB[p, seed, b] == loss_of(member, real)
+            assert curves.synthetic_PRB[p, seed, b] == loss_of(member, texts[seed])
+    monkeypatch.setattr(mixtures, "train", lambda *_: (None, None))
+    with pytest.raises(Stopped):
+        train_weighted(config, tmp_path, "mixtures")
 
 
 @pytest.mark.parametrize(
@@ -171,8 +186,16 @@ def test_every_preset_reports(preset, config, tmp_path):
     assert "Made by `the command`." in text
     assert set(re.findall(r"\]\(<(\S+\.png)>\)", text)) == {"costs.png"}
     assert (tmp_path / "report" / "costs.png").read_bytes().startswith(b"\x89PNG")
-    rows = (tmp_path / "report" / "curves.csv").read_text().splitlines()
-    assert len(rows) == 1 + 3 * 2 * 3
+    rows = list(csv.DictReader((tmp_path / "report" / "curves.csv").open()))
+    assert len(rows) == 3 * 2 * 3
+    # Models of their own text alone know it better, and real text worse.
+    real, last = (
+        [r for r in rows if r["share"] == s and r["tokens"] == "2048"] for s in ("0.0", "1.0")
+    )
+    for name, sign in (("loss on real text", 1), ("loss on synthetic text", -1)):
+        assert all(
+            sign * (float(b[name]) - float(a[name])) > 0 for a, b in zip(real, last, strict=True)
+        )
     if preset == "tiny":
         the_command_goes_on(config, tmp_path, text)
 

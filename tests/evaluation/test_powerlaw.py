@@ -95,6 +95,14 @@ def test_edges():
     assert found.tokens(0.1)[0] == np.inf
 
 
+def test_a_shared_exponent_turns_other_exponents_into_floors():
+    losses_PB = planted([2.1, 2.1], [0.3, 0.25], 2.5)(TOKENS_B)
+    shared, free = powerlaw.fit(TOKENS_B, losses_PB, True), powerlaw.fit(TOKENS_B, losses_PB)
+    assert np.diff(shared.floor) == pytest.approx([0.26], abs=0.01)
+    assert shared.residual == pytest.approx([0.004, 0.004], abs=5e-4)
+    assert free.floor == pytest.approx([2.5, 2.5], abs=1e-3)
+
+
 def noisy(rng, curves, seeds, spread):
     """Losses (P, R, B): noise of the seed that the curves share, and noise of each model."""
     shared_RB = rng.normal(0, spread, (seeds, 1))
