@@ -133,7 +133,7 @@ def synthesize(
         end `generator.json`.
       data_dir: of the tokenizer, and of the prompts.
       prompts: a corpus, prepared with the generator's tokenizer, on whose train split documents
-        begin; for `prompt_tokens` > 0.
+        begin, for `prompt_tokens` > 0.
       judge: whose loss `keep` looks at; by default the generator.
       title: of the progress bar.
 
@@ -317,16 +317,11 @@ def _prompts(
     """The beginnings (B, K) of any rows (B,), and where they come from."""
     size = recipe.prompt_tokens
     if size == 0:
-        if name:
-            raise UserError(
-                f"prompts are {name}, but recipe.prompt_tokens is 0: set it to the tokens that "
-                "each document begins with"
-            )
         return lambda row_B: np.zeros((len(row_B), 0), np.int32), None
     if not name:
         raise UserError(
-            f"recipe.prompt_tokens is {size}, but no corpus of prompts is named: name one, or "
-            "set it to 0"
+            f"recipe.prompt_tokens is {size}, but no corpus of prompts is named: name one with "
+            "config.data.prompts, or set it to 0"
         )
     packed = open_packed(name, "train", data_dir=data_dir, tokenizer=checkpoint.tokenizer)
     beginnings = Beginnings(packed, size, f"synthesize/{recipe.seed}")
