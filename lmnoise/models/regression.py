@@ -1,4 +1,6 @@
-"""Linear models whose training has a closed form: the counterparts of `lmnoise.theory`.
+"""Models of regression: the counterparts of `lmnoise.theory`, and a network beside them.
+
+The linear ones have a training in closed form, and so has the network with a frozen first layer.
 
 Every model has `init(key) -> params`, `predict(params, x)` and `loss(params, batch, key) -> loss_B`
 per example, as `lmnoise.training.step` wants them. A batch has `x` (B, D) and `y` (B,) or (B, O).
@@ -126,6 +128,47 @@ class TwoLayerLinear:
         """`1/2 ||y - W1 W2 x||^2` per example."""
         del key
         return jnp.square(self.predict(params, batch["x"]) - batch["y"]).sum(-1) / 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TwoLayerRelu:
+    """`f(x) = V relu(W x) / sqrt(K)`, from `V = 0`, without biases.
+
+    With `OptimizerConfig(learning_rate_table=TwoLayerRelu.FROZEN)` W is not trained: random
+    features, whose loss is that of ridge regression.
+
+    Attributes:
+      inputs, width, outputs: D, K, O.
+      penalty: of ridge on V alone; a number or a traced scalar.
+    """
+
+    FROZEN = ((r"hidden", None), (r".*", 1.0))
+
+    inputs: int
+    width: int
+    outputs: int
+    penalty: float | jax.Array = 0.0
+
+    def init(self, key: jax.Array) -> Params:
+        """`hidden` W (K, D), i.i.d. N(0, 2/D), and `head` V (O, K), zeros."""
+        draws = jax.random.normal(keys.fold(key, "hidden"), (self.width, self.inputs))
+        return {
+            "hidden": draws * jnp.sqrt(2.0 / self.inputs),
+            "head": jnp.zeros((self.outputs, self.width)),
+        }
+
+    def features(self, params: Params, x_BD: jax.Array) -> jax.Array:
+        """`relu(W x) / sqrt(K)`, (B, K): of mean squared length 1 where x has length sqrt(D)."""
+        return jax.nn.relu(x_BD @ params["hidden"].T) / jnp.sqrt(float(self.width))
+
+    def predict(self, params: Params, x_BD: jax.Array) -> jax.Array:
+        return self.features(params, x_BD) @ params["head"].T
+
+    def loss(self, params: Params, batch: dict[str, Any], key: jax.Array) -> jax.Array:
+        """`||f(x) - y||^2 + penalty ||V||^2` per example."""
+        del key
+        error_B = jnp.square(self.predict(params, batch["x"]) - batch["y"]).sum(-1)
+        return error_B + self.penalty * jnp.sum(jnp.square(params["head"]))
 
 
 def population_batch(target_OD: jax.Array) -> dict[str, Any]:

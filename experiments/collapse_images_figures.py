@@ -1,0 +1,152 @@
+"""Figures of the study of images, and their tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from collapse_chapter import log_scale
+from collapse_images_series import AXES, MODELS, Series
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lmnoise.report import COLOURS, Table, style
+
+TITLES = {"network": "labels of a weaker network", "flips": "flipped labels"}
+# Where the drawing of rises ends below.
+_LEAST_RISE = 3e-5
+
+
+def drawing(pair: Sequence[Series], longest: int) -> Figure:
+    """Errors, and below them what they exceed those on real labels by; a column a kind.
+
+    Args:
+      pair: one series a kind, alike in all else.
+      longest: n up to which the theory is drawn.
+    """
+    with style():
+        figure = Figure(figsize=(9.6, 7.6))
+        axes = figure.subplots(2, len(pair), sharex=True, sharey="row", squeeze=False)
+        for column, own in zip(axes.T, pair, strict=True):
+            grid = _grid(own, longest)
+            theory_PG = None if own.law is None else own.theory(grid)
+            _errors(column[0], own, grid, theory_PG)
+            _rises(column[1], own, grid, theory_PG)
+            column[0].set_title(f"{TITLES[own.kind]}, $c^2$ = {own.quality:.2g}")
+            for axis in column:
+                _threshold(axis, own)
+                axis.set_xscale("log")
+            log_scale(column[0], "y")
+            column[1].set_ylim(_LEAST_RISE, 1.5 * _largest_rise(pair))
+            column[1].set_yscale("log")
+            axis.set_xlabel(f"{AXES[own.axis]}{', real and synthetic' * (own.axis == 'samples')}")
+        axes[0, 0].set_ylabel("test error on real labels")
+        axes[1, 0].set_ylabel("rise over real labels alone")
+        figure.legend(handles=_handles(pair[0]), loc="outside lower center", ncols=6, fontsize=8.5)
+    return figure
+
+
+def _largest_rise(pair: Sequence[Series]) -> float:
+    """Of means, and at least the floor that theory puts at a share of 1."""
+    rises = [(own.error_PRB.mean(1) - own.error_PRB.mean(1)[:1]).max() for own in pair]
+    return max(*rises, *(own.quality for own in pair))
+
+
+def _grid(own: Series, longest: int) -> np.ndarray:
+    last = longest if own.axis == "samples" and own.law is not None else own.size_B[-1]
+    return np.geomspace(own.size_B[0], last, 160)
+
+
+def _errors(axis: Axes, own: Series, grid: np.ndarray, theory_PG: np.ndarray) -> None:
+    for p, colour in enumerate(COLOURS[: len(own.shares)]):
+        if own.law is not None:
+            axis.plot(grid, theory_PG[p], color=colour, linewidth=1.2)
+        _bars(axis, own, [own.error(p, b) for b in range(len(own.size_B))], colour)
+
+
+def _rises(axis: Axes, own: Series, grid: np.ndarray, theory_PG: np.ndarray) -> None:
+    for p, (share, colour) in enumerate(zip(own.shares, COLOURS, strict=False)):
+        if not share:
+            continue
+        if own.law is not None:
+            axis.plot(grid, theory_PG[p] - theory_PG[0], color=colour, linewidth=1.2)
+        if own.axis == "samples":
+            floor = [share**2 * own.floor_quality] * 2
+            axis.plot(grid[[0, -1]], floor, "--", color=colour, linewidth=0.8)
+        _bars(axis, own, [own.rise(p, b) for b in range(len(own.size_B))], colour)
+
+
+def _bars(axis: Axes, own: Series, estimates, colour: str) -> None:
+    shown = [(x, e) for x, e in zip(own.size_B, estimates, strict=True) if e.mean > 0]
+    axis.errorbar(
+        [x for x, _ in shown],
+        [e.mean for _, e in shown],
+        yerr=[e.half_width for _, e in shown],
+        color=colour,
+        linestyle=":" if own.law is None else "none",
+        linewidth=0.8,
+        marker="o",
+        markersize=3.5,
+        capsize=2,
+        elinewidth=1,
+    )
+
+
+def _threshold(axis: Axes, own: Series) -> None:
+    if own.model == "features":
+        axis.axvline(own.other, color="0.6", linewidth=0.8, linestyle="-.", zorder=0)
+
+
+def _handles(own: Series) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=colour, label=f"$p_2$ = {share:g}")
+        for share, colour in zip(own.shares, COLOURS, strict=False)
+    ]
+    grey = dict(color="0.3")
+    handles.append(Line2D([], [], marker="o", linestyle="none", label="measured", **grey))
+    if own.law is not None:
+        handles.append(Line2D([], [], linewidth=1.2, label="Theorem 2 and cross term", **grey))
+        handles.append(Line2D([], [], color="0.6", linestyle="-.", linewidth=0.8, label="m = n"))
+    if own.axis == "samples":
+        handles.append(Line2D([], [], linestyle="--", linewidth=0.8, label="$p_2^2 c^2$", **grey))
+    return handles
+
+
+def caption(own: Series) -> str:
+    """What the figure of a pair of series shows."""
+    fixed = f"m = {own.other:,}" if own.axis == "samples" else f"n = {own.other:,}"
+    text = (
+        f"{MODELS[own.model].capitalize()} on {own.images}, {fixed}: squared error on real test "
+        f"labels, summed over classes, against {'n' if own.axis == 'samples' else 'm'} for shares "
+        "p2 of synthetic labels (above), and what it exceeds the error on real labels alone by, "
+        f"paired over seeds (below). Bars: 95 % intervals, {own.error_PRB.shape[1]} seeds. Means "
+        "that are not above 0 are not drawn."
+    )
+    if own.law is not None:
+        text += (
+            f" Lines: Theorem 2 with the measured spectrum and its cross term, penalty "
+            f"{own.penalty:g}."
+        )
+    if own.axis == "samples":
+        what = "the part that random features can express" if own.law else "c² of the title"
+        text += f" Dashed: p2² c², with {what}."
+    return text
+
+
+def table(pair: Sequence[Series]) -> Table:
+    """Every number of a figure."""
+    header = (
+        "synthetic labels", "n", "width", "share", "error", "rise", "accuracy", "theory",
+        "theory without cross term",
+    )  # fmt: skip
+    rows = []
+    for own in pair:
+        for p, share in enumerate(own.shares):
+            lines = [("", "")] * len(own.size_B)
+            if own.law is not None:
+                both = own.theory_PB[p].tolist(), own.plain_PB[p].tolist()
+                lines = list(zip(*both, strict=True))
+            for b, size in enumerate(own.size_B):
+                place = (size, own.other) if own.axis == "samples" else (own.other, size)
+                measured = own.error(p, b), own.rise(p, b), own.accuracy(p, b)
+                rows.append([own.kind, *place, share, *measured, *lines[b]])
+    return Table(header, rows)

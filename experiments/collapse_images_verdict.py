@@ -1,0 +1,214 @@
+"""What the study of images has shown, in numbers and in sentences."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from collapse_images_series import MODELS, Series
+
+from lmnoise.evaluation.powerlaw import Interval
+from lmnoise.report import Estimate, Table, paired_difference
+
+KIND = {"network": "labels of a weaker network", "flips": "flipped labels"}
+
+
+# Images at which nothing changes any more.
+_FAR = 1e8
+
+
+def heading(own: Series) -> str:
+    return f"{own.images}, {MODELS[own.model]}, {KIND[own.kind]}"
+
+
+def plateaus(several: Sequence[Series]) -> list[str]:
+    """Whether a share of synthetic labels leaves a floor, for each series over samples."""
+    return [_plateau(own) for own in several]
+
+
+def _plateau(own: Series) -> str:
+    last, n = len(own.size_B) - 1, own.size_B[-1]
+    rises = {share: own.rise(p, last) for p, share in enumerate(own.shares) if share}
+    risen = [share for share, rise in rises.items() if rise.interval[0] > 0]
+    floors = own.shared.floor_rises()
+    found = [share for p, share in enumerate(own.shares) if share and floors.low[p] > 0]
+    slope = own.shared.floor_slope(np.square(own.shares))
+    largest = len(own.shares) - 1
+    kept = _kept(own, largest)
+    text = (
+        f"- {heading(own)}: at n = {n:,} the error is above that of real labels alone for shares "
+        f"{_list(risen)}{_not(own, risen)}; the fitted floor is higher for {_list(found)}"
+        f"{_not(own, found)}. Against p2² the floors rise by {_interval(slope)} "
+        f"(theory: c² = {own.floor_quality:.3f}). At a share of {own.shares[largest]:g} the rise "
+        f"is {rises[own.shares[largest]].text(3)}, {kept:.0%} of what it was at half as many images"
+    )
+    if own.law is not None:
+        far_P = own.theory([_FAR])[:, 0]
+        text += f"; by theory it ends at {far_P[largest] - far_P[0]:.3f}"
+    return text + "."
+
+
+def _kept(own: Series, p: int) -> float:
+    """The rise at the largest size over that at the size before."""
+    return own.rise(p, len(own.size_B) - 1).mean / own.rise(p, len(own.size_B) - 2).mean
+
+
+def _not(own: Series, found: Sequence[float]) -> str:
+    missing = [share for share in own.shares if share and share not in found]
+    return f" (not shown for {_list(missing)})" if missing else ""
+
+
+def _list(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values) or "none"
+
+
+def _interval(found: Interval) -> str:
+    return f"{float(found.value):.3f} ± {float(found.half_width):.3f}"
+
+
+def floors(own: Series) -> Table:
+    """The fits of one series over samples."""
+    free, shared = own.free, own.shared
+    edge = free.law.at_edge
+    last, rows = len(own.size_B) - 1, []
+    falls = (own.error_PRB[:, :, last] / own.error_PRB[:, :, last - 1]).mean(1) - 1
+    for p, share in enumerate(own.shares):
+        theory = "" if own.law is None else f"{own.theory_PB[p, last] - own.theory_PB[0, last]:.4f}"
+        rows.append(
+            [
+                f"{share:g}",
+                own.error(p, last).text(),
+                own.rise(p, last).text(),
+                theory,
+                f"{share**2 * own.floor_quality:.4f}",
+                f"{falls[p]:+.1%}",
+                f"{own.accuracy(p, last).mean:.1%}",
+                f"{free.law.exponent[p]:.2f}{' (end of its range)' if edge[p] else ''}",
+                _entry(free.floors(), p),
+                _entry(shared.floor_rises(), p) if share else "",
+            ]
+        )
+    n = own.size_B[-1]
+    header = (
+        "share p2", f"error at n = {n:,}", "rise over p2 = 0", "rise by theory", "p2² c²",
+        "last doubling of n changes the error by", "accuracy", "exponent", "floor",
+        "floor's rise, one exponent for all",
+    )  # fmt: skip
+    caption = (
+        f"{heading(own)[0].upper()}{heading(own)[1:]}, width {own.other:,}. Mean ± half width of "
+        f"the 95 % interval over {own.error_PRB.shape[1]} seeds, rises paired. Exponent and floor "
+        "of `a n^-b + floor`, each curve alone, and the rise of the floor where all curves have "
+        f"one exponent, {shared.law.exponent[0]:.2f}."
+    )
+    return Table(header, rows, caption)
+
+
+def _entry(found: Interval, p: int) -> str:
+    return f"{found.value[p]:.4f} ± {found.half_width[p]:.4f}"
+
+
+def distances(several: Sequence[Series]) -> Table:
+    """How far the theory is from what was measured, for each series of random features."""
+    rows = []
+    for own in several:
+        measured_PB = own.error_PRB.mean(1)
+        errors = own.theory_PB / measured_PB - 1
+        p, b = np.unravel_index(np.abs(errors).argmax(), errors.shape)
+        rises = [_rises(of, own) for of in (own.theory_PB, own.plain_PB)]
+        rows.append(
+            [
+                f"{own.images}, {KIND[own.kind]}, against {'n' if own.axis == 'samples' else 'm'}",
+                f"{np.median(np.abs(errors)):.1%}",
+                f"{errors[p, b]:+.1%} at p2 = {own.shares[p]:g}, {own.size_B[b]:,}",
+                f"{np.median(np.abs(rises[0])):.1%}",
+                f"{np.median(np.abs(rises[1])):.1%}",
+                f"{rises[0][-1]:+.1%}",
+                f"{rises[1][-1]:+.1%}",
+            ]
+        )
+    header = (
+        "series", "error, median distance", "farthest", "rise, median distance",
+        "the same without the cross term", "rise at the last point", "without the cross term",
+    )  # fmt: skip
+    caption = (
+        "Theory over measurement less 1. Rises are those of shares of at least 0.1, since smaller "
+        "ones are within their intervals of 0; the last point is the largest share at the largest "
+        "n or m."
+    )
+    return Table(header, rows, caption)
+
+
+def _rises(theory_PB: np.ndarray, own: Series) -> np.ndarray:
+    """Relative distances of rises of shares of at least 0.1, the last share and size last."""
+    measured_PB = own.error_PRB.mean(1)
+    chosen = [p for p, share in enumerate(own.shares) if share >= 0.1]
+    ratio = (theory_PB - theory_PB[:1])[chosen] / (measured_PB - measured_PB[:1])[chosen]
+    return ratio.ravel() - 1
+
+
+def widths(several: Sequence[Series]) -> list[str]:
+    """Whether larger models have more of the collapse, for each series over widths."""
+    return [_width(own) for own in several]
+
+
+def _width(own: Series) -> str:
+    top = len(own.shares) - 1
+    means = [own.rise(top, b).mean for b in range(len(own.size_B))]
+    most = int(np.argmax(means))
+    ends = paired_difference(*(_rise_R(own, top, b) for b in (-1, 0)))
+    text = (
+        f"- {heading(own)}, n = {own.other:,}, share {own.shares[top]:g}: the rise is largest at "
+        f"width {own.size_B[most]:,} ({own.rise(top, most).text(3)}); at the widest model "
+        f"({own.size_B[-1]:,}) it is {own.rise(top, -1).text(3)}, at the narrowest "
+        f"({own.size_B[0]:,}) {own.rise(top, 0).text(3)}: {_sign(ends)}"
+    )
+    beyond = [b for b, size in enumerate(own.size_B) if size >= own.other]
+    if own.model == "features" and len(beyond) > 1:
+        after = paired_difference(*(_rise_R(own, top, b) for b in (-1, beyond[0])))
+        text += (
+            f". Beyond the threshold m = n, from {own.size_B[beyond[0]]:,} to "
+            f"{own.size_B[-1]:,}, it changes by {after.text(3)}"
+        )
+    if own.law is not None:
+        rise_B = own.theory_PB[top] - own.theory_PB[0]
+        text += f"; by theory it is largest at {own.size_B[int(rise_B.argmax())]:,}"
+    return text + "."
+
+
+def _rise_R(own: Series, p: int, b: int) -> np.ndarray:
+    return own.error_PRB[p, :, b] - own.error_PRB[0, :, b]
+
+
+def _sign(difference: Estimate) -> str:
+    low, high = difference.interval
+    if low > 0:
+        return f"larger by {difference.text(3)}, so the larger model has more of it"
+    if high < 0:
+        return f"smaller by {-difference.mean:.3f} ± {difference.half_width:.3f}"
+    return f"a difference is not shown ({difference.text(3)})"
+
+
+def opening(samples: Sequence[Series]) -> str:
+    """What was seen at the largest size, counted over all series."""
+    shares = [share for share in samples[0].shares if share]
+    counted = []
+    for share in shares:
+        risen = floors_up = 0
+        for own in samples:
+            p = own.shares.index(share)
+            risen += own.rise(p, -1).interval[0] > 0
+            floors_up += bool(own.shared.floor_rises().low[p] > 0)
+        counted.append((share, risen, floors_up))
+    total = len(samples)
+    lines = ", ".join(f"{s:g}: {r} and {f}" for s, r, f in counted)
+    grown = [_grows(own) for own in samples]
+    return (
+        f"Of {total} series (images x model x kind of labels), the number in which the error at "
+        f"the largest n is shown to be above that of real labels alone, and in which the fitted "
+        f"floor is shown to be higher, by share p2: {lines}. Mean errors at the largest n rise "
+        f"with every step of the share in {sum(grown)} of {total}."
+    )
+
+
+def _grows(own: Series) -> bool:
+    last_P = own.error_PRB[:, :, -1].mean(1)
+    return all(a < b for a, b in itertools.pairwise(last_P))
