@@ -60,6 +60,24 @@ def laptop() -> ConfigDict:
     return config
 
 
+def gpu() -> ConfigDict:
+    """A GPT-2 of 30M parameters, five sizes up to 0.54 billion tokens of Wikipedia, three seeds."""
+    config = laptop()
+    config.data.update(
+        dict(source="tfds:wiki40b/en", tokenizer="gpt2", length=512, evaluate=("tfds:wiki40b/en",),
+             evaluate_windows=1024)
+    )  # fmt: skip
+    config.model.update(
+        dict(layers=6, width=384, heads=6, dtype="bfloat16", vocab_size=50_304, remat="products")
+    )
+    config.members.learning_rate = (2e-3,)
+    config.generator.learning_rate = 2e-3
+    config.train.update(dict(batch_size=256, steps_per_dispatch=1))
+    config.recipe.update(dict(length=2048, batch_size=1024))
+    config.sizes.models = ((6, 192), (6, 768), (3, 384), (12, 384))
+    return config
+
+
 # Makes every preset run in seconds, for the tests.
 SMALL = dict(
     data=dict(tokenizer="bytes", length=16, evaluate_windows=8),
@@ -76,7 +94,7 @@ SMALL = dict(
     generations=dict(count=2, steps=8),
 )  # fmt: skip
 
-PRESETS = {"laptop": laptop}
+PRESETS = {"laptop": laptop, "gpu": gpu}
 
 
 def get_config(name: str = "laptop") -> ConfigDict:

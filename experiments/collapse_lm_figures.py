@@ -57,8 +57,10 @@ def floors(grid: Grid, path: Path) -> None:
     shares_P = grid.shares_P[1:]
     with style():
         fig = Figure(figsize=(10, 4.2))
+        axes = fig.subplots(1, 2, sharey=True)
+        axes[0].set_ylabel("fitted floor over that of $p_2 = 0$\n(nats per token)")
         for ax, (name, fits) in zip(
-            fig.subplots(1, 2, sharey=True),
+            axes,
             {"each its own exponent": grid.free, "one exponent": grid.shared}.items(),
             strict=True,
         ):
@@ -68,7 +70,6 @@ def floors(grid: Grid, path: Path) -> None:
             _share_axis(ax, shares_P)
             ax.set_title(name)
             ax.legend(fontsize=8)
-            ax.set_ylabel("fitted floor over that of $p_2 = 0$\n(nats per token)")
         savefig(fig, path)
 
 
@@ -100,7 +101,17 @@ def _curves(
         _bars(ax, at_B, found, f"{grid.shares_P[p]:g}", color=COLOURS[p % len(COLOURS)],
               marker="o", linestyle=linestyle)  # fmt: skip
     ax.set_xscale("log")
+    ax.set_xticks(tokens_B, [short(tokens) for tokens in tokens_B])
+    ax.minorticks_off()
     ax.set_xlabel("tokens of training, real and synthetic")
+
+
+def short(tokens: float) -> str:
+    """131072 as 131k, 2097152 as 2.1M."""
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if tokens >= unit:
+            return f"{tokens / unit:.3g}{letter}"
+    return f"{tokens:g}"
 
 
 def _floors(ax: Axes, shares_P: Array, fits: Bootstrap) -> None:

@@ -53,8 +53,8 @@ def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
     shown = "shown" if direction(slope) > 0 else "not shown"
     ends = [f"{p:g}" for p, end in zip(grid.shares_P, at_end(fits.law), strict=True) if end]
     end = (
-        f" At p2 = {', '.join(ends)} the fit is at an end of its range, see the table: its floor, "
-        "and the interval, are not to be trusted."
+        f" At p2 = {', '.join(ends)} the fit is at an end of its range (see the table): these "
+        "sizes do not say where that floor is."
         if ends
         else ""
     )
@@ -65,8 +65,8 @@ def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
     )
     return (
         f"The floor grows with p2, by fits with {name}: {shown} ({slope.text(3)} nats from p2 = 0 "
-        f"to 1, slope of all floors); {where}; at p2 = 1 the difference is {rises[-1].text(3)}."
-        f"{end}"
+        f"to 1, slope of all floors); {where}; at p2 = 1 the difference is {rises[-1].text(3)}. "
+        f"The law misses the mean losses by up to {fits.law.residual.max():.2g} nats.{end}"
     )
 
 
@@ -106,15 +106,16 @@ def theory_sentence(grid: Grid) -> str:
     """Which predictions the measured rises at the largest size agree with."""
     mixed = [f"{share:g}" for share in grid.shares_P[grid.mixed_P]]
     bound = [s for s, e in zip(mixed, grid.beyond_bounds, strict=True) if direction(e) > 0]
-    return (
-        "Of the rise at the shares between 0 and 1: regression's p2² c² is "
-        f"{_agreement(mixed, _mixed(grid, grid.beyond_squares))}; the rise of the real part alone, "
-        "as if the synthetic rows did nothing, is "
-        f"{_agreement(mixed, grid.beyond_real_part)}; the most that an unrestricted model pays for "
-        f"not knowing which kind a row is, -log(1 - p2) / S with S = {grid.length}, is exceeded at "
-        f"{_shares(bound)}. At p2 = 1 regression says c², and the rise less c² is "
-        f"{grid.beyond_squares[-1].text(3)}."
+    lines = (
+        f"Which predictions fit that rise at the shares between 0 and 1. {_fitting(grid)}",
+        f"Regression, p2² c²: {_agreement(mixed, _mixed(grid, grid.beyond_squares))}. At p2 = 1 it "
+        f"says c², and the rise less c² is {grid.beyond_squares[-1].text(3)}.",
+        "The real part alone, as if the synthetic rows did nothing: "
+        f"{_agreement(mixed, grid.beyond_real_part)}.",
+        "The most that an unrestricted model pays for not knowing which kind a row is, "
+        f"-log(1 - p2) / S with S = {grid.length}: exceeded at {_shares(bound)}.",
     )
+    return "\n  - ".join(lines)
 
 
 def quality_sentence(grid: Grid) -> str:
@@ -279,9 +280,9 @@ def _agreement(shares: Sequence[str], beyond: Sequence[Estimate]) -> str:
     """At which shares the rise less a prediction has an interval with 0, above it or below it."""
     known = [(s, direction(e)) for s, e in zip(shares, beyond, strict=True) if np.isfinite(e.mean)]
     ways = {
-        0: "not told from the measured rise at",
-        1: "too low at",
-        -1: "too high at",
+        0: "the rise is not told from it at",
+        1: "the rise is above it at",
+        -1: "the rise is below it at",
     }
     parts = [
         f"{words} {_shares([s for s, way in known if way == sign])}"
@@ -289,6 +290,17 @@ def _agreement(shares: Sequence[str], beyond: Sequence[Estimate]) -> str:
         if any(way == sign for _, way in known)
     ]
     return ", ".join(parts) or "not known at any"
+
+
+def _fitting(grid: Grid) -> str:
+    """Which predictions no share between 0 and 1 contradicts."""
+    fits = {
+        "p2² c²": not any(map(direction, _mixed(grid, grid.beyond_squares))),
+        "the real part alone": not any(map(direction, grid.beyond_real_part)),
+        "the bound": all(direction(e) <= 0 for e in grid.beyond_bounds),
+    }
+    names = [name for name, holds in fits.items() if holds]
+    return f"Contradicted at no share: {', '.join(names) or 'none of these'}."
 
 
 def _shares(shares: Sequence[str]) -> str:

@@ -192,7 +192,7 @@ def _panel(ax: Axes, what: str, sizes: Sequence[Size]) -> None:
     for number, tokens in enumerate(sizes[0].tokens_B):
         found = [mean_and_error(size.excess_RB[:, number]) for size in sizes]
         ax.errorbar(
-            values * 2 ** (0.06 * number),
+            values * 2 ** (0.04 * number),
             [e.mean for e in found],
             [e.half_width for e in found],
             marker="o",

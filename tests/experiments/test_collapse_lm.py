@@ -109,9 +109,10 @@ def test_a_plateau_is_a_last_step_that_gains_nothing_where_real_text_still_does(
 def test_rises_are_told_by_the_prediction_that_they_follow():
     quality = 2.4 - law(TOKENS[-1])
     text = report.theory_sentence(with_floors(quality * SHARES**2))
-    assert "regression's p2² c² is not told from the measured rise at p2 = 0.1, 0.5;" in text
-    assert "did nothing, is too low at p2 = 0.5" in text or "is too high at p2 = 0.1" in text
-    assert "which kind a row is, -log(1 - p2) / S with S = 64, is exceeded at p2 = 0.5" in text
+    assert "Contradicted at no share: p2² c²." in text
+    assert "Regression, p2² c²: the rise is not told from it at p2 = 0.1, 0.5." in text
+    assert "did nothing: the rise is below it at p2 = 0.1, 0.5." in text
+    assert "-log(1 - p2) / S with S = 64: exceeded at p2 = 0.5." in text
     # The real part alone: regression's square is far below it at 10 %.
     kept = [law((1 - min(share, 0.99)) * TOKENS) for share in SHARES]
     grid = planted(kept)
@@ -119,7 +120,7 @@ def test_rises_are_told_by_the_prediction_that_they_follow():
     # Between two sizes the cubic is near the law, at a size it is what was measured.
     assert abs(found[0.5].mean) < 2e-3
     assert abs(found[0.1].mean) < 5e-3
-    assert "too low at p2 = 0.1, 0.5" in report.theory_sentence(grid)
+    assert "p2² c²: the rise is above it at p2 = 0.1, 0.5." in report.theory_sentence(grid)
 
 
 def test_the_quality_is_the_excess_of_the_generators():
