@@ -193,10 +193,10 @@ def seen(result: Generations, config: ConfigDict) -> list[str]:
     return [
         f"- Generations ({result.tokens:,} tokens): loss on real text of generation {last} above "
         f"that of generation 0, nats per token: {'; '.join(parts)}. Of the same tokens, "
-        f"{SUBSAMPLE} against {REPLACE} {less.text(3)} ({verdict(less, 'worse', 'better')}). "
-        f"That {REPLACE} rises other than in proportion to the generations: {form.text(3)} against "
-        f"the first rise repeated "
-        f"({verdict(form, 'steeper', 'flatter')})."
+        f"{SUBSAMPLE} less {REPLACE}: {less.text(3)} ({verdict(less, 'worse', 'better')}). The "
+        f"last rise of {REPLACE} less {last} times its first: {form.text(3)} "
+        f"({verdict(form, 'steeper than', 'flatter than', 'no difference shown from')} "
+        "regression's straight line)."
     ]
 
 
@@ -211,12 +211,13 @@ def blocks(result: Generations, config: ConfigDict, folder: Path) -> list[str | 
         "Generation 0 is trained on real text alone, each later one from the same first "
         "parameters on\n\n"
         f"{schemes}.\n\n"
-        "Real rows come from the whole corpus in the lineage's order: the longer runs of "
-        f"{ACCUMULATE} read real text that generation 0 did not, as much as it did. In regression "
-        f"(arXiv 2404.01413) the error of generation t is t + 1 times that of generation 0 with "
-        f"{REPLACE}, and the sum of 1/i² up to t + 1 times with {ACCUMULATE}, never more than "
-        "π²/6; drawn with the first rise as measured. It has no gain from longer training, which "
-        f"language models do have: {SUBSAMPLE} is the comparison of equal tokens.",
+        f"A run of {ACCUMULATE} reads as much real text as generation 0 did, but from a longer "
+        f"stretch of the lineage's order; {SUBSAMPLE} keeps a part of the rows of generation 0. In "
+        "regression (arXiv 2404.01413) the error of generation t is t + 1 times that of generation "
+        f"0 with {REPLACE}, and with {ACCUMULATE} the sum of 1/i² up to t + 1 times, never more "
+        "than π²/6; it is drawn with the first rise as measured. There nothing is gained by longer "
+        f"training, which language models do gain by: {SUBSAMPLE} is the comparison of equal "
+        "tokens.",
         "\n".join(seen(result, config)),
         Figure(
             folder / "generations.png",
@@ -278,5 +279,7 @@ def _draw(result: Generations, path: Path) -> None:
         ax.set_xticks(number_T)
         ax.set_xlabel("generation")
         ax.set_ylabel("loss on real text less that of\ngeneration 0 (nats per token)")
-        ax.legend(fontsize=8)
+        handles, labels = ax.get_legend_handles_labels()
+        order = np.roll(np.arange(len(labels)), len(SCHEMES))  # the measured ones first
+        ax.legend([handles[i] for i in order], [labels[i] for i in order], fontsize=8)
         savefig(fig, path)

@@ -284,7 +284,7 @@ def test_what_is_said_of_generations_follows_the_numbers(tmp_path):
     assert "(falls)" in accumulated
     assert "(not shown)" in subsampled.split(". Of")[0]
     assert "(better)" in subsampled
-    assert sentence.endswith("(not shown).")
+    assert sentence.endswith("(no difference shown from regression's straight line).")
     table = generations.blocks(result, small(), tmp_path)[-1]
     assert [row[3] for row in table.rows] == [1000] * 4 + [1000, 2000, 3000, 4000] + [1000] * 4
 
