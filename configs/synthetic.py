@@ -9,12 +9,13 @@ corpora: a folder of .txt, .jsonl or .parquet files, or any name of `python -m l
 they become the keys `data.source` and `noise.source`, and `{real}` in `data.tokenizer` is
 `--real`. `members.rate` holds the shares, `members.duration` the sizes as shares of `train.steps`.
 
-Cost: `tiny` trains 43 million tokens, at some 200,000 tokens/s on two quiet cores about 4 minutes
-(an estimate from its speed). `small` (170 million tokens of 0.5M parameters) is estimated at an
-hour or two, `gpu` (5.5 billion tokens of 12M parameters) at a few hours of one GPU of 80 GB; both
-have not been run whole.
-Expected: the cost grows with the share, and text of the generator in configs/collapse_lm.py costs
-little at shares up to a tenth.
+Cost: `tiny` trains 83 million tokens, at some 200,000 to 400,000 tokens/s on two quiet cores 4 to 7
+minutes (an estimate from its speed). `small` (165 million tokens of 0.5M parameters) is estimated
+at an hour or two, `gpu` (5.3 billion tokens of 12M parameters) at a few hours of one GPU of 80 GB;
+these two have not been run whole.
+Expected: a cost that grows with the share. With too few seeds, or sizes at which the models have
+not yet learned to use the context, the intervals are wide and the report says that nothing is
+shown.
 """
 
 from lmnoise.analyze.synthetic_presets import PRESETS, get_config

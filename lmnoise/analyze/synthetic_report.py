@@ -89,7 +89,7 @@ def blocks(
         _quality_sentence(curves),
         _in_place_sentence(curves, costs, cost),
         _added_sentence(curves, costs, cost),
-        _floor_sentence(shared),
+        _floor_sentence(curves, free, shared),
     ]
     return [
         _scale(curves, config),
@@ -176,17 +176,32 @@ def _extra(found: dict[float, Estimate], cost: float) -> str:
     dear = [f"{s:g}" for s, e in sorted(found.items()) if e.interval[0] > cost]
     safe = largest_below(found, cost) or 0.0
     unknown = [f"{s:g}" for s in sorted(found) if s > safe and f"{s:g}" not in dear]
-    return f"Shown to cost more: {_shares(dear)}. Not decided: {_shares(unknown)}."
+    more = " (more of --config.members.seed narrow the intervals)" if unknown else ""
+    return f"Shown to cost more: {_shares(dear)}. Not decided: {_shares(unknown)}{more}."
 
 
-def _floor_sentence(shared: Bootstrap) -> str:
+def _floor_sentence(curves: Curves, free: Bootstrap, shared: Bootstrap) -> str:
     rise = _estimates(shared.floor_rises())[-1]
     shown = "" if rise.interval[0] > 0 or rise.interval[1] < 0 else ", not told from 0"
+    missed, chance = free.law.residual.max(), _chance(curves)
+    holds = (
+        f"The law does not hold in these sizes: with an exponent for each share it misses losses "
+        f"by {missed:.3f} nats, their chance error is {chance:.3f}, and the floor says little."
+        if missed > 2 * chance
+        else f"With an exponent for each share the law misses losses by at most {missed:.3f} nats "
+        f"(their chance error is {chance:.3f})."
+    )
     return (
         "Extrapolated beyond these sizes, by fits with one exponent for all shares: the floor of "
-        f"synthetic text alone is {rise.text(3)} nats above that of real text{shown}. The answers "
-        "above do not use the fits."
+        f"synthetic text alone is {rise.text(3)} nats above that of real text{shown}. {holds} The "
+        "answers above do not use the fits."
     )
+
+
+def _chance(curves: Curves) -> float:
+    """Root mean square of the standard errors, over seeds, of the losses on real text."""
+    variance_PB = curves.real_PRB.var(axis=1, ddof=1) / len(curves.seeds)
+    return float(np.sqrt(variance_PB.mean()))
 
 
 def _caveats(curves: Curves, config: ConfigDict) -> str:
@@ -240,14 +255,16 @@ def _fit_table(curves: Curves, free: Bootstrap, shared: Bootstrap) -> Table:
         ["", *_estimates(shared.floor_rises())[1:]],
     ]
     ends = zip(free.law.at_edge, free.law.floor == 0, strict=True)
+    missed = [float(residual) for residual in free.law.residual]
     edges = ["exponent" if edge else "floor" if zero else "" for edge, zero in ends]
     return Table(
         ("share", "exponent", "its floor", "floor, shared exponent", "its rise over share 0",
-         "at the end of its range"),
-        list(zip(curves.shares, *columns, edges, strict=True)),
+         "missed, nats", "at the end of its range"),
+        list(zip(curves.shares, *columns, missed, edges, strict=True)),
         "The exponent and its floor: of a fit to each share. The shared exponent is "
         f"{shared.law.exponent[0]:.3g}. Floors in nats per token. An exponent at the end of its "
-        "range, or a floor of 0, was not found by the free fit.",
+        "range, or a floor of 0, was not found by the free fit, and its interval says nothing. "
+        "Missed: root mean square of what the free fit leaves.",
     )  # fmt: skip
 
 
