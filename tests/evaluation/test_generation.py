@@ -208,6 +208,22 @@ def test_sampling_follows_the_softmax(temperature, top_p, kept):
         assert stats.chisquare(counts[kept], draws * share).pvalue > 0.01
 
 
+def test_sampling_from_a_vocabulary_of_several_blocks():
+    """Frequencies follow the softmax in blocks of all sizes, and what has no mass never comes."""
+    draws, size = 20_000, 50
+    probability_V = np.random.default_rng(0).dirichlet(np.ones(size))
+    probability_V[[0, 7, 8, 21, *range(32, 43), 49]] = 0.0
+    with np.errstate(divide="ignore"):
+        logits_BV = np.tile(np.log(probability_V), (draws, 1)).astype(np.float32)
+    key_B = keys.row_keys(KEY, np.arange(draws))
+    found = np.asarray(jax.jit(sample)(key_B, logits_BV, 1.0, None))
+    counts = np.bincount(found, minlength=size)
+    often = probability_V > 5 / draws
+    assert not counts[probability_V == 0].any()
+    expected = probability_V[often] / probability_V[often].sum() * counts[often].sum()
+    assert stats.chisquare(counts[often], expected).pvalue > 0.01
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), top_p=st.floats(0.01, 0.99), spread=st.floats(0.1, 20.0))
 def test_the_nucleus_is_the_smallest_set(seed, top_p, spread):
