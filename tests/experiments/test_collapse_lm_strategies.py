@@ -145,7 +145,7 @@ def test_relabelled_texts_keep_their_beginnings_and_change_after_them(tmp_path):
     for number in range(2):
         [folder] = lineages.write_texts(
             config, tmp_path, {0: random_model(config, number)}, f"round-{number}", 1,
-            prompt_tokens=own.prompt_tokens, length=own.length,
+            prompt_tokens=own.prompt_tokens, length=12,
         )  # fmt: skip
         lines = [line for file in sorted(folder.glob("*.jsonl")) for line in file.open()]
         rounds.append([json.loads(line)["text"] for line in lines])
