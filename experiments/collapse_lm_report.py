@@ -50,7 +50,6 @@ def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
     [slope] = estimates(fits.floor_slope(grid.shares_P))
     rises = estimates(fits.floor_rises())
     at = shown_from(grid.shares_P[1:], rises[1:])
-    shown = "shown" if direction(slope) > 0 else "not shown"
     ends = [f"{p:g}" for p, end in zip(grid.shares_P, at_end(fits.law), strict=True) if end]
     end = (
         f" At p2 = {', '.join(ends)} the fit is at an end of its range (see the table): these "
@@ -63,10 +62,14 @@ def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
         if at is None
         else f"it is above that of p2 = 0 from p2 = {at:g} on"
     )
+    missed = fits.law.residual.max()
+    wrong = missed > 2 * grid.chance
+    shown = "not shown" if direction(slope) <= 0 else "by the fit alone" if wrong else "shown"
     return (
         f"The floor grows with p2, by fits with {name}: {shown} ({slope.text(3)} nats from p2 = 0 "
         f"to 1, slope of all floors); {where}; at p2 = 1 the difference is {rises[-1].text(3)}. "
-        f"The law misses the mean losses by up to {fits.law.residual.max():.2g} nats.{end}"
+        f"The law misses the mean losses by up to {missed:.2g} nats, whose chance error is "
+        f"{grid.chance:.2g}{', so that it does not hold in these sizes' if wrong else ''}.{end}"
     )
 
 

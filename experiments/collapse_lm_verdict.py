@@ -42,6 +42,12 @@ class Grid:
         return (self.shares_P > 0) & (self.shares_P < 1)
 
     @property
+    def chance(self) -> float:
+        """Root mean square of the standard errors, over seeds, of the losses on real text."""
+        losses_PRB = self.curves.real_PRB
+        return float(np.sqrt((losses_PRB.var(axis=1, ddof=1) / losses_PRB.shape[1]).mean()))
+
+    @property
     def rises_PR(self) -> Array:
         """At the largest size, the loss on real text less that at share 0, paired by seed."""
         return self.curves.rise_PRB[:, :, -1]

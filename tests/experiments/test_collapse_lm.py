@@ -70,6 +70,7 @@ def test_a_floor_that_is_planted_is_shown_with_the_share_from_which_on_it_is():
     assert ": shown (0.4" in text
     assert "above that of p2 = 0 from p2 = 0.5 on" in text or "from p2 = 0.1 on" in text
     [slope] = verdict.estimates(grid.shared.floor_slope(SHARES))
+    assert "it does not hold" not in text
     expected = np.polyfit(SHARES, 0.4 * SHARES**2, 1)[0]
     assert slope.interval[0] < expected < slope.interval[1]
 
@@ -90,6 +91,7 @@ def test_a_fit_at_the_end_of_its_range_is_named():
     grid = planted(losses_PB, noise=1e-5)
     text = report.floor_sentence("an exponent each", grid.free, grid)
     assert "At p2 = 1 the fit is at an end of its range" in text
+    assert "it does not hold in these sizes" in text
     ends = [row[3] for row in report._fits(grid).rows if row[0] == "own"]
     assert ends == ["", "", "", "floor"]
 
