@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmnoise.data.packing import Packed
-from lmnoise.data.stream import Windows, batches, evaluation_batches
+from lmnoise.data.stream import Beginnings, Windows, batches, evaluation_batches
 from lmnoise.errors import UserError
 
 VOCABULARY = 50
@@ -202,3 +202,21 @@ def test_grain_reads_ahead_and_resumes():
 def test_windows_in_memory_can_be_copied():
     windows = copy.deepcopy(Windows(make_packed([30]), 4))
     assert len(windows) == 7
+
+
+@settings(deadline=None)
+@given(lengths=lengths_of_documents, size=st.integers(1, 8))
+def test_beginnings_are_every_run_inside_a_document_once(lengths, size):
+    packed = make_packed(lengths)
+    separators = set((packed.ends - 1).tolist())
+    starts = range(0, len(packed.tokens) - size + 1, size)
+    whole = [s for s in starts if not separators & set(range(s, s + size))]
+    if not whole:
+        with pytest.raises(UserError, match="to begin with: take fewer"):
+            Beginnings(packed, size, "name")
+        return
+    beginnings = Beginnings(packed, size, "name")
+    found = beginnings(np.arange(len(whole)))
+    expected = [packed.tokens[s : s + size].tolist() for s in whole]
+    assert sorted(found.tolist()) == sorted(expected)
+    np.testing.assert_array_equal(beginnings(np.array([len(whole) - 1])), found[-1:])
