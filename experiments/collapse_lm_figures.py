@@ -116,13 +116,14 @@ def short(tokens: float) -> str:
 
 def _floors(ax: Axes, shares_P: Array, fits: Bootstrap) -> None:
     found = estimates(fits.floor_rises())[1:]
-    edge_P = np.array([bool(end) for end in at_end(fits.law)])[1:]
-    _bars(ax, shares_P[~edge_P], [e for e, cut in zip(found, edge_P, strict=True) if not cut],
-          "fitted", color=COLOURS[0], marker="o", linestyle="none")  # fmt: skip
-    if edge_P.any():
-        _bars(ax, shares_P[edge_P], [e for e, cut in zip(found, edge_P, strict=True) if cut],
-              "at an end of the fit's range", color="0.6", marker="x",
-              linestyle="none")  # fmt: skip
+    end_P = np.array([bool(end) for end in at_end(fits.law)])[1:]
+    for chosen_P, label, colour, marker in (
+        (~end_P, "fitted", COLOURS[0], "o"),
+        (end_P, "at an end of the fit's range", "0.6", "x"),
+    ):
+        if chosen_P.any():
+            own = [e for e, chosen in zip(found, chosen_P, strict=True) if chosen]
+            _bars(ax, shares_P[chosen_P], own, label, color=colour, marker=marker, linestyle="none")
     ax.axhline(0, color="0.45", linewidth=1)
 
 
