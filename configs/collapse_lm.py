@@ -57,8 +57,8 @@ def laptop() -> ConfigDict:
             theory_ratio=0.2, theory_quality=0.1,
         )  # fmt: skip
         # Documents of `length` tokens that begin with some of the real text.
-        config.iterate = dict(share=0.5, rounds=4, steps=1024, prompt_tokens=16, length=128)
-        config.generations = dict(count=4, steps=512)  # steps of generation 0
+        config.iterate = dict(share=0.5, rounds=3, steps=1024, prompt_tokens=8, length=256)
+        config.generations = dict(count=3, steps=1024)  # steps of generation 0
     return config
 
 

@@ -1,8 +1,9 @@
 """Iterative mixing: is the synthetic part, written anew by each round's model, worth more?
 
-In every round the same beginnings of real text are continued by the model of the round before, the
-first time by the generator, and a model is trained from scratch on real rows and these. Letters: T
-rounds, R seeds.
+In every round the same beginnings of real text are continued by the model of the round before, and
+a model is trained from scratch on real rows and these. The model that writes for the first round is
+the generator, which has read real text of its own, or that of the real part alone, which knows no
+other. Letters: T rounds, R seeds.
 """
 
 import dataclasses
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from collapse_lm_lineages import verdict, write_texts
-from collapse_lm_runs import Array, Study, source, student_config, train_round
+from collapse_lm_runs import FIRST, Array, Study, source, student_config, train_round
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
+from lmnoise.checkpoints import Checkpoint
 from lmnoise.errors import UserError
 from lmnoise.report import (
     COLOURS,
@@ -28,6 +31,9 @@ from lmnoise.report import (
 )
 from lmnoise.theory.collapse import fresh_rounds, same_data_rounds
 
+GENERATOR, ALONE = "the generator", "the real part alone"
+_PLACES = {GENERATOR: "from-generator", ALONE: "from-real-part"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Iterated:
@@ -36,26 +42,25 @@ class Iterated:
     Attributes:
       share: of synthetic rows.
       tokens: that a model is trained on, real and synthetic.
-      generator_R: of the models that wrote for the first round.
+      generator_R: of the generators.
       alone_R: of the real part alone, in as many steps.
-      losses_TR: of every round.
+      losses_TR: of every round, by who writes for the first one.
     """
 
     share: float
     tokens: int
     generator_R: Array
     alone_R: Array
-    losses_TR: Array
+    losses_TR: dict[str, Array]
 
-    @property
-    def above_alone(self) -> list[Estimate]:
+    def above_alone(self, start: str) -> list[Estimate]:
         """By how much each round is above the real part alone, paired."""
-        return [paired_difference(losses_R, self.alone_R) for losses_R in self.losses_TR]
+        return [paired_difference(losses_R, self.alone_R) for losses_R in self.losses_TR[start]]
 
-    @property
-    def above_first(self) -> list[Estimate]:
+    def above_first(self, start: str) -> list[Estimate]:
         """By how much each round is above the first one, paired; 0 for that."""
-        return [paired_difference(losses_R, self.losses_TR[0]) for losses_R in self.losses_TR]
+        losses_TR = self.losses_TR[start]
+        return [paired_difference(losses_R, losses_TR[0]) for losses_R in losses_TR]
 
 
 def check(config: ConfigDict) -> None:
@@ -79,59 +84,67 @@ def run(config: ConfigDict, workdir: Path, study: Study) -> Iterated:
     Raises:
       Stopped: a signal came; what was reached is saved.
     """
-    own, models, losses = config.iterate, study.generators, []
+    # At weight 0 nothing of the synthetic corpus counts.
+    alone = train_round(
+        _config(config, source(workdir, FIRST), 0.0), workdir / "iterate" / "alone", ALONE
+    )
+    starts = {GENERATOR: study.generators, ALONE: alone.models}
+    return Iterated(
+        share=config.iterate.share,
+        tokens=config.iterate.steps * config.train.batch_size * config.data.length,
+        generator_R=study.generator_losses_R,
+        alone_R=alone.losses_R,
+        losses_TR={
+            start: _rounds(config, workdir, models, _PLACES[start])
+            for start, models in starts.items()
+        },
+    )
+
+
+def _rounds(config: ConfigDict, workdir: Path, models: dict[int, Checkpoint], place: str) -> Array:
+    """The losses (T, R) of the rounds for whose first one `models` write."""
+    own, losses = config.iterate, []
     for number in range(1, own.rounds + 1):
-        name = _name(number)
+        name = f"iterate-{place}-{number}"
         # The same seed in every round, so that the beginnings stay.
         write_texts(
             config, workdir, models, name, own.steps,
             prompt_tokens=own.prompt_tokens, length=own.length,
         )  # fmt: skip
-        if number == 1:
-            alone = train_round(
-                _config(config, workdir, name, 0.0), workdir / "iterate" / "alone",
-                "the real part alone",
-            )  # fmt: skip
-        folder = workdir / "iterate" / f"round-{number}"
         trained = train_round(
-            _config(config, workdir, name, 1.0), folder, f"relabelled, round {number}"
+            _config(config, source(workdir, name), 1.0),
+            workdir / "iterate" / place / str(number),
+            f"relabelled {place}, round {number}",
         )
         models = trained.models
         losses.append(trained.losses_R)
-    return Iterated(
-        share=own.share,
-        tokens=own.steps * config.train.batch_size * config.data.length,
-        generator_R=study.generator_losses_R,
-        alone_R=alone.losses_R,
-        losses_TR=np.stack(losses),
-    )
+    return np.stack(losses)
 
 
-def _name(number: int) -> str:
-    return f"iterate-{number}"
-
-
-def _config(config: ConfigDict, workdir: Path, name: str, weight: float) -> ConfigDict:
+def _config(config: ConfigDict, read: str, weight: float) -> ConfigDict:
     members = dict(rate=(config.iterate.share,), duration=(1.0,), noise_weight=(weight,))
     return student_config(
         config,
         members=members,
         train=dict(steps=config.iterate.steps),
-        noise=dict(source=source(workdir, name)),
+        noise=dict(source=read),
     )
 
 
 def seen(result: Iterated, config: ConfigDict) -> list[str]:
-    """Whether relabelling beats the real part alone, and one round, in a sentence."""
-    first, last, gained = result.above_alone[0], result.above_alone[-1], result.above_first[-1]
-    rounds = len(result.losses_TR)
-    return [
-        f"- Relabelling at share {result.share:g}, {result.tokens:,} tokens: loss on real text "
-        f"above that of the real part alone, nats per token, {first.text(3)} after one round "
-        f"({verdict(first, 'worse', 'better')}) and {last.text(3)} after {rounds} "
-        f"({verdict(last, 'worse', 'better')}); from the first round to the last {gained.text(3)} "
-        f"({verdict(gained, 'worse', 'better')})."
-    ]
+    """Whether relabelling beats the real part alone, and one round, a sentence a start."""
+    sentences = []
+    for start, losses_TR in result.losses_TR.items():
+        above = result.above_alone(start)
+        first, last, gained = above[0], above[-1], result.above_first(start)[-1]
+        sentences.append(
+            f"- Relabelling from {start} at share {result.share:g}, {result.tokens:,} tokens: loss "
+            f"on real text above that of the real part alone, nats per token, {first.text(3)} "
+            f"after one round ({verdict(first, 'worse', 'better')}) and {last.text(3)} after "
+            f"{len(losses_TR)} ({verdict(last, 'worse', 'better')}); from the first round to the "
+            f"last {gained.text(3)} ({verdict(gained, 'worse', 'better')})."
+        )
+    return sentences
 
 
 def limits(share: float) -> tuple[float, float]:
@@ -159,20 +172,22 @@ def blocks(result: Iterated, config: ConfigDict, folder: Path) -> list[str | Tab
     return [
         "## Relabelling the synthetic part",
         f"In every round the same {own.prompt_tokens} tokens from places in the real text are "
-        f"continued to {own.length} by the model of the round before, which for the first round "
-        "is the generator, and a model is trained from its own first parameters on "
-        f"{100 * (1 - own.share):g} % real rows, the same in all rounds, and {100 * own.share:g} % "
-        "of these. "
-        "The beginnings are real text and are trained on too. In regression with as many samples "
-        f"the error tends to {same:.2f} times that of the real part alone when the real samples "
-        "stay the same, whatever model began: relabelling does not beat the real part alone. "
-        f"With new real samples in every round it tends to {fresh:.2f} times that of the real "
-        "part of one round, since it then rests on more real data.",
+        f"continued to {own.length} by the model of the round before, and a model is trained from "
+        f"its own first parameters on {100 * (1 - own.share):g} % real rows, the same in all "
+        f"rounds, and {100 * own.share:g} % of these. The beginnings are real text and are trained "
+        "on too. For the first round the generator writes, which has read real text of its own "
+        "and so brings in what the real part lacks; or the model of the real part alone (weight 0 "
+        "on the other rows of each batch), which knows nothing else. In regression with many "
+        f"samples the error tends to {same:.2f} times that of the real part alone when the real "
+        "samples stay the same, whoever began: relabelling ends no better than the real part "
+        f"alone. With new real samples in every round it tends to {fresh:.2f} times that of the "
+        "real part of one round, since it then rests on more real data.",
         "\n".join(seen(result, config)),
         Figure(
             folder / "iterate.png",
-            "Loss on real text by round (left), and less that of the real part alone (right). "
-            "Bars and band: 95 % intervals over seeds, on the right paired; thin lines: lineages.",
+            "Loss on real text by round, by who writes for the first one (left), and less that of "
+            "the real part alone (right). Bars and bands: 95 % intervals over seeds, on the right "
+            "paired; thin lines: lineages.",
         ),
         table,
     ]
@@ -180,20 +195,21 @@ def blocks(result: Iterated, config: ConfigDict, folder: Path) -> list[str | Tab
 
 def _table(result: Iterated) -> Table:
     rows = [
-        ("generator", mean_and_error(result.generator_R), "", "", ""),
-        ("real part alone", mean_and_error(result.alone_R), "", "", ""),
+        (GENERATOR, mean_and_error(result.generator_R), "", "", ""),
+        (ALONE, mean_and_error(result.alone_R), "", "", ""),
     ]
-    for number, losses_R in enumerate(result.losses_TR, 1):
-        above, gained = result.above_alone[number - 1], result.above_first[number - 1]
-        rows.append(
-            (
-                f"round {number}",
-                mean_and_error(losses_R),
-                above,
-                verdict(above, "worse", "better"),
-                gained if number > 1 else "",
+    for start, losses_TR in result.losses_TR.items():
+        for number, losses_R in enumerate(losses_TR, 1):
+            above = result.above_alone(start)[number - 1]
+            rows.append(
+                (
+                    f"round {number} from {start}",
+                    mean_and_error(losses_R),
+                    above,
+                    verdict(above, "worse", "better"),
+                    result.above_first(start)[number - 1] if number > 1 else "",
+                )
             )
-        )
     header = ("model", "loss on real text", "above the real part alone", "verdict",
               "above the first round")  # fmt: skip
     caption = (
@@ -205,32 +221,40 @@ def _table(result: Iterated) -> Table:
 
 
 def _draw(result: Iterated, path: Path) -> None:
-    number_T = np.arange(1, len(result.losses_TR) + 1)
-    alone, ours = mean_and_error(result.alone_R), COLOURS[0]
     with style():
         fig = MatplotlibFigure(figsize=(9, 3.9))
         left, right = fig.subplots(1, 2)
-        left.axhline(alone.mean, color="0.45", linestyle="--", label="real part alone")
-        left.axhspan(*alone.interval, color="0.45", alpha=0.15, linewidth=0)
-        _bars(left, number_T, [mean_and_error(x_R) for x_R in result.losses_TR], "relabelled")
-        left.set_ylabel("loss on real text (nats per token)")
-        left.legend()
+        for values_R, name, colour in (
+            (result.alone_R, ALONE, "0.45"),
+            (result.generator_R, GENERATOR, COLOURS[2]),
+        ):
+            found = mean_and_error(values_R)
+            left.axhline(found.mean, color=colour, linestyle="--", label=name)
+            left.axhspan(*found.interval, color=colour, alpha=0.12, linewidth=0)
         right.axhline(0, color="0.45", linewidth=1)
-        right.plot(number_T, result.losses_TR - result.alone_R, color=ours, alpha=0.35, linewidth=1)
-        _bars(right, number_T, result.above_alone, "")
+        for i, (start, losses_TR) in enumerate(result.losses_TR.items()):
+            number_T = np.arange(1, len(losses_TR) + 1) + 0.04 * i
+            losses = [mean_and_error(losses_R) for losses_R in losses_TR]
+            _bars(left, number_T, losses, COLOURS[i], f"relabelled, from {start}")
+            right.plot(
+                number_T, losses_TR - result.alone_R, color=COLOURS[i], alpha=0.35, linewidth=1
+            )
+            _bars(right, number_T, result.above_alone(start), COLOURS[i], "")
+        left.set_ylabel("loss on real text (nats per token)")
+        left.legend(fontsize=8)
         right.set_ylabel("loss less that of the real part alone\n(nats per token)")
         for ax in (left, right):
             ax.set_xlabel("round")
-            ax.set_xticks(number_T)
+            ax.set_xticks(np.arange(1, len(losses_TR) + 1))
         savefig(fig, path)
 
 
-def _bars(ax, number_T, found: list[Estimate], label: str) -> None:
+def _bars(ax: Axes, number_T: Array, found: list[Estimate], colour: str, label: str) -> None:
     ax.errorbar(
         number_T,
         [e.mean for e in found],
         [e.half_width for e in found],
-        color=COLOURS[0],
+        color=colour,
         marker="o",
         markersize=4,
         capsize=2,

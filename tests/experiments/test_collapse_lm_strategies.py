@@ -162,17 +162,23 @@ def test_each_round_reads_what_the_round_before_wrote(trained, tmp_path):
     config.iterate.rounds = 3
     models = {seed: f"generator {seed}" for seed in config.members.seed}
     result = iterate.run(config, tmp_path, runs.Study(models, np.zeros(2), None))
-    folders = [tmp_path / "iterate" / f"round-{t}" for t in (1, 2, 3)]
-    for t, folder in enumerate(folders):
-        assert trained[folder].members.rate == (config.iterate.share,)
-        assert trained[folder].members.noise_weight == (1.0,)
-        for seed, model in models.items():
-            wrote = f"{folders[t - 1]}#{seed}" if t else model
-            assert set(writers(trained[folder], seed)) == {wrote}
-    alone = trained[tmp_path / "iterate" / "alone"]
-    assert alone.members.noise_weight == (0.0,)
+    place = tmp_path / "iterate"
+    starts = {
+        "from-generator": models,
+        "from-real-part": {s: f"{place / 'alone'}#{s}" for s in models},
+    }
+    for name, start in starts.items():
+        for t in (1, 2, 3):
+            read = trained[place / name / str(t)]
+            assert read.members.rate == (config.iterate.share,)
+            assert read.members.noise_weight == (1.0,)
+            for seed in models:
+                before = start[seed] if t == 1 else f"{place / name / str(t - 1)}#{seed}"
+                assert set(writers(read, seed)) == {before}
+    assert trained[place / "alone"].members.noise_weight == (0.0,)
+    assert trained[place / "alone"].members.rate == (config.iterate.share,)
     assert {tokens_of(own) for own in trained.values()} == {result.tokens}
-    assert result.losses_TR.shape == (3, 2)
+    assert [losses_TR.shape for losses_TR in result.losses_TR.values()] == [(3, 2), (3, 2)]
 
 
 def test_each_generation_reads_what_its_own_lineage_wrote(trained, tmp_path):
@@ -240,14 +246,18 @@ def test_regression_is_drawn_to_lose_by_any_weight_when_data_are_many():
 def test_what_is_said_of_relabelling_follows_the_numbers(tmp_path):
     alone_R = np.array([3.0, 3.1, 3.05])
     steps_TR = np.array([[0.1], [0.05], [0.0]]) + 0.001 * np.array([1.0, -1.0, 0.5])
-    result = iterate.Iterated(0.5, 1000, alone_R + 0.3, alone_R, alone_R + steps_TR)
-    [sentence] = iterate.seen(result, small())
-    last, gained = sentence.split("after one round")[1].split("from the first round")
+    losses_TR = {iterate.GENERATOR: alone_R + steps_TR, iterate.ALONE: alone_R - steps_TR[::-1]}
+    result = iterate.Iterated(0.5, 1000, alone_R + 0.3, alone_R, losses_TR)
+    from_generator, from_real = iterate.seen(result, small())
+    last, gained = from_generator.split("after one round")[1].split("from the first round")
     assert last.lstrip().startswith("(worse)")
     assert "(not shown)" in last
     assert "(better)" in gained
+    assert "from the real part alone" in from_real
+    assert from_real.count("(better)") == 2
     table = iterate.blocks(result, small(), tmp_path)[-1]
-    assert [row[3] for row in table.rows[2:]] == ["worse", "worse", "not shown"]
+    found = [row[3] for row in table.rows[2:]]
+    assert found == ["worse", "worse", "not shown", "not shown", "better", "better"]
 
 
 @settings(deadline=None, max_examples=20)
