@@ -45,9 +45,8 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
     results = [(chapter, chapter.run(config, workdir, found)) for chapter in CHAPTERS]
     folder.mkdir(parents=True, exist_ok=True)
     grid = verdict.analyse(found, config)
-    blocks = report.head(grid, config)
-    blocks += ["\n".join(chapter.seen(result, config)) for chapter, result in results]
-    blocks += report.blocks(grid, config, folder)
+    seen = [line for chapter, result in results for line in chapter.seen(result, config)]
+    blocks = [*report.head(grid, config, seen), *report.blocks(grid, config, folder)]
     for chapter, result in results:
         blocks += chapter.blocks(result, config, folder)
     blocks.append(f"## Run it\n\n```bash\n{command}\n```")

@@ -15,8 +15,8 @@ from lmnoise.report import Estimate, Figure, Table, mean_and_error, write_csv
 BARS = "Bars: 95 % intervals over seeds."
 
 
-def head(grid: Grid, config: ConfigDict) -> list[str]:
-    """At which scale, and what was seen."""
+def head(grid: Grid, config: ConfigDict, others: Sequence[str]) -> list[str]:
+    """At which scale, and what was seen; `others` are the list items of the other chapters."""
     curves, data = grid.curves, config.data
     generator = config.generator.steps * config.train.batch_size * data.length
     scale = (
@@ -37,7 +37,7 @@ def head(grid: Grid, config: ConfigDict) -> list[str]:
         theory_sentence(grid),
         quality_sentence(grid),
     ]
-    return [scale, "\n".join(f"- {sentence}" for sentence in sentences)]
+    return [scale, "\n".join([*(f"- {sentence}" for sentence in sentences), *others])]
 
 
 def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
