@@ -82,14 +82,14 @@ SMALL = dict(
     theory=dict(features=60, examples=600, longest=5000),
     features=dict(
         samples=dict(shares=(0.0, 0.2, 1.0), counts=(60, 120, 240, 480), width=40),
-        widths=dict(shares=(0.0, 1.0), widths=(20, 60), n=40),
+        widths=dict(shares=(0.0, 0.2, 1.0), widths=(20, 60), n=40),
     ),
     networks=dict(
         seeds=(0, 1),
         steps=10,
         batch_size=16,
         samples=dict(shares=(0.0, 0.2, 1.0), counts=(60, 120, 240), width=8),
-        widths=dict(shares=(0.0, 1.0), widths=(4, 8), n=60),
+        widths=dict(shares=(0.0, 0.2, 1.0), widths=(4, 8), n=240),
     ),
 )
 

@@ -8,6 +8,7 @@ from collapse_images_series import AXES, MODELS, Series
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from lmnoise.report import COLOURS, Table, style
 
@@ -36,6 +37,7 @@ def drawing(pair: Sequence[Series], longest: int) -> Figure:
                 _threshold(axis, own)
                 axis.set_xscale("log")
             log_scale(column[0], "y")
+            column[0].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             column[1].set_ylim(_LEAST_RISE, 1.5 * _largest_rise(pair))
             column[1].set_yscale("log")
             axis.set_xlabel(f"{AXES[own.axis]}{', real and synthetic' * (own.axis == 'samples')}")

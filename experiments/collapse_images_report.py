@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from collapse_images_figures import caption, drawing, table
 from collapse_images_series import AXES, MODELS, Series
-from collapse_images_verdict import distances, floors, opening, plateaus, widths
+from collapse_images_verdict import distances, floors, opening, plateaus, small_shares, widths
 from ml_collections import ConfigDict
 
 from lmnoise.report import Figure, Table, mean_and_error, savefig, write_csv
@@ -51,6 +51,7 @@ def blocks(
         "## Theory and measurement",
         THEORY,
         distances(exact),
+        small_shares([own for own in exact if own.axis == "samples"]),
     ]
     for images in config.images:
         for axis, model in ((a, m) for a in AXES for m in MODELS):

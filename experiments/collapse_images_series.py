@@ -24,6 +24,10 @@ MODELS = {"features": "random features", "networks": "trained networks"}
 AXES = {"samples": "images n", "widths": "width m"}
 
 
+# Images at which the theory does not fall any more.
+_FAR = 1e8
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
     """Errors of P shares, of which the first is 0; the seeds are paired over shares and sizes.
@@ -67,6 +71,12 @@ class Series:
     def plain_PB(self) -> Array:
         """The same without the cross term."""
         return self.theory(self.size_B, cross=False)
+
+    @functools.cached_property
+    def floor_P(self) -> Array:
+        """What the theorem's errors over samples end at, less that of real labels alone."""
+        end_P = self.theory([_FAR])[:, 0]
+        return end_P - end_P[0]
 
     @property
     def floor_quality(self) -> float:

@@ -12,10 +12,6 @@ from lmnoise.report import Estimate, Table, paired_difference
 KIND = {"network": "labels of a weaker network", "flips": "flipped labels"}
 
 
-# Images at which nothing changes any more.
-_FAR = 1e8
-
-
 def heading(own: Series) -> str:
     return f"{own.images}, {MODELS[own.model]}, {KIND[own.kind]}"
 
@@ -32,18 +28,21 @@ def _plateau(own: Series) -> str:
     floors = own.shared.floor_rises()
     found = [share for p, share in enumerate(own.shares) if share and floors.low[p] > 0]
     slope = own.shared.floor_slope(np.square(own.shares))
+    expected = f" (c² = {own.quality:.3f})"
+    if own.law is not None:
+        square_P = np.square(own.shares) - np.square(own.shares).mean()
+        line = own.floor_P @ square_P / (square_P @ square_P)
+        expected = f" (theory: {line:.3f}; p2² c² alone: {own.floor_quality:.3f})"
     largest = len(own.shares) - 1
     kept = _kept(own, largest)
     text = (
         f"- {heading(own)}: at n = {n:,} the error is above that of real labels alone for shares "
         f"{_list(risen)}{_not(own, risen)}; the fitted floor is higher for {_list(found)}"
-        f"{_not(own, found)}. Against p2² the floors rise by {_interval(slope)} "
-        f"(theory: c² = {own.floor_quality:.3f}). At a share of {own.shares[largest]:g} the rise "
-        f"is {rises[own.shares[largest]].text(3)}, {kept:.0%} of what it was at half as many images"
+        f"{_not(own, found)}. Against p2² the floors rise by {_interval(slope)}{expected}. At a "
+        f"share of {own.shares[largest]:g} the rise is {rises[own.shares[largest]].text(3)}, {kept:.0%} of what it was at half as many images"
     )
     if own.law is not None:
-        far_P = own.theory([_FAR])[:, 0]
-        text += f"; by theory it ends at {far_P[largest] - far_P[0]:.3f}"
+        text += f"; by theory it ends at {own.floor_P[largest]:.3f}"
     return text + "."
 
 
@@ -65,6 +64,24 @@ def _interval(found: Interval) -> str:
     return f"{float(found.value):.3f} ± {float(found.half_width):.3f}"
 
 
+def small_shares(several: Sequence[Series]) -> str:
+    """By how much the cross term lifts the floor of the smallest share, over random features."""
+    parts, above = [], []
+    for own in several:
+        square = own.shares[1] ** 2 * own.floor_quality
+        above.append(own.rise(1, -1).interval[0] > square)
+        parts.append(
+            f"{own.images}, {KIND[own.kind]}: {own.rise(1, -1).text(5)} measured at n = "
+            f"{own.size_B[-1]:,}, {own.floor_P[1]:.5f} by theory at n = ∞, {square:.5f} by p2² c²"
+        )
+    return (
+        f"At the smallest share, {several[0].shares[1]:g}, the rise is shown to be above p2² c² in "
+        f"{sum(above)} of {len(above)}: {'; '.join(parts)}. A model that falls short of the real "
+        "law, by its penalty or width, pays for a shift in the same direction at once: the cross "
+        "term is linear in p2, where the theorem's floor is quadratic."
+    )
+
+
 def floors(own: Series) -> Table:
     """The fits of one series over samples."""
     free, shared = own.free, own.shared
@@ -72,13 +89,16 @@ def floors(own: Series) -> Table:
     last, rows = len(own.size_B) - 1, []
     falls = (own.error_PRB[:, :, last] / own.error_PRB[:, :, last - 1]).mean(1) - 1
     for p, share in enumerate(own.shares):
-        theory = "" if own.law is None else f"{own.theory_PB[p, last] - own.theory_PB[0, last]:.4f}"
+        theory = ("", "")
+        if own.law is not None:
+            rise = own.theory_PB[p, last] - own.theory_PB[0, last]
+            theory = f"{rise:.4f}", f"{own.floor_P[p]:.4f}"
         rows.append(
             [
                 f"{share:g}",
                 own.error(p, last).text(),
                 own.rise(p, last).text(),
-                theory,
+                *theory,
                 f"{share**2 * own.floor_quality:.4f}",
                 f"{falls[p]:+.1%}",
                 f"{own.accuracy(p, last).mean:.1%}",
@@ -89,7 +109,8 @@ def floors(own: Series) -> Table:
         )
     n = own.size_B[-1]
     header = (
-        "share p2", f"error at n = {n:,}", "rise over p2 = 0", "rise by theory", "p2² c²",
+        "share p2", f"error at n = {n:,}", "rise over p2 = 0", "rise by theory", "at n = ∞",
+        "p2² c²",
         "last doubling of n changes the error by", "accuracy", "exponent", "floor",
         "floor's rise, one exponent for all",
     )  # fmt: skip
@@ -130,18 +151,17 @@ def distances(several: Sequence[Series]) -> Table:
         "the same without the cross term", "rise at the last point", "without the cross term",
     )  # fmt: skip
     caption = (
-        "Theory over measurement less 1. Rises are those of shares of at least 0.1, since smaller "
-        "ones are within their intervals of 0; the last point is the largest share at the largest "
-        "n or m."
+        "Theory over measurement less 1. Rises are those of all shares above 0 at all sizes, of "
+        "which the smallest are uncertain; the last point is the largest share at the largest n "
+        "or m."
     )
     return Table(header, rows, caption)
 
 
 def _rises(theory_PB: np.ndarray, own: Series) -> np.ndarray:
-    """Relative distances of rises of shares of at least 0.1, the last share and size last."""
+    """Relative distances of the rises, the last share and size last."""
     measured_PB = own.error_PRB.mean(1)
-    chosen = [p for p, share in enumerate(own.shares) if share >= 0.1]
-    ratio = (theory_PB - theory_PB[:1])[chosen] / (measured_PB - measured_PB[:1])[chosen]
+    ratio = (theory_PB[1:] - theory_PB[:1]) / (measured_PB[1:] - measured_PB[:1])
     return ratio.ravel() - 1
 
 
