@@ -7,6 +7,9 @@ Command:
 Cost: `laptop` about 21 minutes on two quiet cores, added up from measured parts: the main grid 7,
 generators and their text 1.5, depth and width 3.5, weights 3, relabelling 2, generations 3, the
 rest compilation. `gpu` has not been run.
+Expected, after a reduced run up to 0.5M tokens: rows of synthetic text cost what the real rows that
+they displace would have gained, more than p2^2 c^2; at p2 = 1 the cost is near c^2 and the curve
+flatter than that of real text, not yet flat; a floor is an extrapolation that depends on the fit.
 
 The sections of lmnoise.config are those of the students: `members.rate` holds the shares of
 synthetic rows, `members.duration` the training sizes as shares of `train.steps`.
