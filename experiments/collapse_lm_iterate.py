@@ -239,9 +239,9 @@ def _draw(result: Iterated, path: Path) -> None:
             right.plot(
                 number_T, losses_TR - result.alone_R, color=COLOURS[i], alpha=0.35, linewidth=1
             )
-            _bars(right, number_T, result.above_alone(start), COLOURS[i], "")
+            _bars(right, number_T, result.above_alone(start), COLOURS[i], "_")
         left.set_ylabel("loss on real text (nats per token)")
-        left.legend(fontsize=8)
+        fig.legend(loc="outside upper center", ncols=4, fontsize=8)
         right.set_ylabel("loss less that of the real part alone\n(nats per token)")
         for ax in (left, right):
             ax.set_xlabel("round")
