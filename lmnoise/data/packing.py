@@ -233,7 +233,7 @@ def _prepare_remote(
 def _already_prepared(folder: Path, name: CorpusName, head: dict[str, Any]) -> dict[str, Any]:
     meta = read_meta(folder)
     changed = [key for key in ("tokenizer", "on_decode_error") if meta[key] != head[key]]
-    if name.is_path and user_files.fingerprint(name.base) != meta["source"]["fingerprint"]:
+    if name.is_path and _other_files(name.base, meta["source"]):
         changed.append("files")
     if changed:
         raise UserError(
@@ -242,6 +242,13 @@ def _already_prepared(folder: Path, name: CorpusName, head: dict[str, Any]) -> d
         )
     print(f"{meta['corpus']} is already prepared in {folder}")
     return meta
+
+
+def _other_files(base: str, source: dict[str, Any]) -> bool:
+    """Whether the files of a path hold something else; copied or touched ones are read to tell."""
+    if user_files.fingerprint(base) == source["fingerprint"]:
+        return False
+    return user_files.UserFiles(base).sha256() != source["sha256"]
 
 
 class _Writer:

@@ -117,6 +117,15 @@ def test_a_second_call_does_nothing(corpus, capsys):
     assert not list(folder.parent.glob(".*tmp*"))
 
 
+def test_files_that_were_made_anew_with_the_same_text_are_the_same_corpus(corpus):
+    name, options = corpus
+    before = prepare(name, **options)
+    content = Path(name).read_bytes()
+    Path(name).unlink()
+    Path(name).write_bytes(content)
+    assert prepare(name, **options) == before
+
+
 def test_a_changed_source_or_option_is_refused(corpus):
     name, options = corpus
     with pytest.raises(UserError, match="another on_decode_error: remove that folder"):
