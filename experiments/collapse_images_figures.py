@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator
 from lmnoise.report import COLOURS, Table, style
 
 TITLES = {"network": "labels of a weaker network", "flips": "flipped labels"}
-# Where the drawing of rises ends below.
-_LEAST_RISE = 3e-5
+# Rises, which may be below 0, are drawn on a linear scale between minus this and this.
+_LINEAR = 1e-3
 
 
 def drawing(pair: Sequence[Series], longest: int) -> Figure:
@@ -38,19 +38,13 @@ def drawing(pair: Sequence[Series], longest: int) -> Figure:
                 axis.set_xscale("log")
             log_scale(column[0], "y")
             column[0].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-            column[1].set_ylim(_LEAST_RISE, 1.5 * _largest_rise(pair))
-            column[1].set_yscale("log")
+            column[1].set_yscale("symlog", linthresh=_LINEAR)
+            column[1].axhline(0, color="0.6", linewidth=0.8, zorder=0)
             axis.set_xlabel(f"{AXES[own.axis]}{', real and synthetic' * (own.axis == 'samples')}")
         axes[0, 0].set_ylabel("test error on real labels")
         axes[1, 0].set_ylabel("rise over real labels alone")
         figure.legend(handles=_handles(pair[0]), loc="outside lower center", ncols=6, fontsize=8.5)
     return figure
-
-
-def _largest_rise(pair: Sequence[Series]) -> float:
-    """Of means, and at least the floor that theory puts at a share of 1."""
-    rises = [(own.error_PRB.mean(1) - own.error_PRB.mean(1)[:1]).max() for own in pair]
-    return max(*rises, *(own.quality for own in pair))
 
 
 def _grid(own: Series, longest: int) -> np.ndarray:
@@ -78,11 +72,10 @@ def _rises(axis: Axes, own: Series, grid: np.ndarray, theory_PG: np.ndarray) -> 
 
 
 def _bars(axis: Axes, own: Series, estimates, colour: str) -> None:
-    shown = [(x, e) for x, e in zip(own.size_B, estimates, strict=True) if e.mean > 0]
     axis.errorbar(
-        [x for x, _ in shown],
-        [e.mean for _, e in shown],
-        yerr=[e.half_width for _, e in shown],
+        own.size_B,
+        [e.mean for e in estimates],
+        yerr=[e.half_width for e in estimates],
         color=colour,
         linestyle=":" if own.law is None else "none",
         linewidth=0.8,
@@ -120,8 +113,8 @@ def caption(own: Series) -> str:
         f"{MODELS[own.model].capitalize()} on {own.images}, {fixed}: squared error on real test "
         f"labels, summed over classes, against {'n' if own.axis == 'samples' else 'm'} for shares "
         "p2 of synthetic labels (above), and what it exceeds the error on real labels alone by, "
-        f"paired over seeds (below). Bars: 95 % intervals, {own.error_PRB.shape[1]} seeds. Means "
-        "that are not above 0 are not drawn."
+        f"paired over seeds (below; linear up to {_LINEAR:g}). Bars: 95 % intervals, "
+        f"{own.error_PRB.shape[1]} seeds."
     )
     if own.law is not None:
         text += (

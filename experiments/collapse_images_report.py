@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 from collapse_images_figures import caption, drawing, table
 from collapse_images_series import AXES, MODELS, Series
-from collapse_images_verdict import distances, floors, opening, plateaus, small_shares, widths
+from collapse_images_verdict import (
+    distances,
+    floors,
+    opening,
+    plateaus,
+    small_shares,
+    training,
+    widths,
+)
 from ml_collections import ConfigDict
 
 from lmnoise.report import Figure, Table, mean_and_error, savefig, write_csv
@@ -59,12 +67,25 @@ def blocks(
             made += [_title(pair[0]), *_figure(config, pair, folder)]
             if axis == "samples":
                 made += [floors(own) for own in pair]
+            if model == "networks":
+                made.append(_training(pair))
     return made
 
 
 def _title(own: Series) -> str:
     what = "size of the training set" if own.axis == "samples" else "width"
     return f"## {own.images}: {MODELS[own.model]}, {what}"
+
+
+def _training(pair: Sequence[Series]) -> str:
+    several = "; ".join(training(own) for own in pair)
+    first, last = pair[0].size_B[0], pair[0].size_B[-1]
+    what = "Images" if pair[0].axis == "samples" else "Widths"
+    return (
+        f"{what} {first:,} to {last:,}; {several}. All networks take the same number of steps, so "
+        "where this loss is not near 0 the training has stopped before it fits all labels, which "
+        "spares the test error part of what wrong labels would cost."
+    )
 
 
 def _figure(config: ConfigDict, pair: Sequence[Series], folder: Path) -> list[Figure]:

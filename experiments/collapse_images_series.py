@@ -38,6 +38,7 @@ class Series:
       other: m or n, which does not change.
       error_PRB: squared error summed over classes on real labels.
       accuracy_PRB: of the largest output.
+      training_PRB: loss on the own labels at the end of training; None for exact solutions.
       penalty: of ridge.
       law: what the theorem needs; None for trained networks.
       quality: c^2, as the study measured it or set it.
@@ -52,6 +53,7 @@ class Series:
     shares: tuple[float, ...]
     error_PRB: Array
     accuracy_PRB: Array
+    training_PRB: Array | None
     penalty: float
     law: Law | None
     quality: float
@@ -65,7 +67,7 @@ class Series:
     @functools.cached_property
     def theory_PB(self) -> Array:
         """The theorem's errors at the measured sizes."""
-        return self.theory(self.size_B)
+        return self._theory_and_end[:, :-1]
 
     @functools.cached_property
     def plain_PB(self) -> Array:
@@ -75,8 +77,12 @@ class Series:
     @functools.cached_property
     def floor_P(self) -> Array:
         """What the theorem's errors over samples end at, less that of real labels alone."""
-        end_P = self.theory([_FAR])[:, 0]
+        end_P = self._theory_and_end[:, -1]
         return end_P - end_P[0]
+
+    @functools.cached_property
+    def _theory_and_end(self) -> Array:
+        return self.theory([*self.size_B, _FAR])
 
     @property
     def floor_quality(self) -> float:
@@ -120,7 +126,7 @@ def series(
     values_PRBV = np.array(
         [
             [
-                [result[str(size)][name_of(kind, share)][:2] for size in sizes]
+                [result[str(size)][name_of(kind, share)] for size in sizes]
                 for result in found.values()
             ]
             for share in own.shares
@@ -136,6 +142,7 @@ def series(
         shares=tuple(own.shares),
         error_PRB=values_PRBV[..., 0],
         accuracy_PRB=values_PRBV[..., 1],
+        training_PRB=None if model == "features" else values_PRBV[..., 2],
         penalty=own.get("penalty", 0.0),
         law=law if model == "features" else None,
         quality=quality,

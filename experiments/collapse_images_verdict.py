@@ -25,8 +25,10 @@ def _plateau(own: Series) -> str:
     last, n = len(own.size_B) - 1, own.size_B[-1]
     rises = {share: own.rise(p, last) for p, share in enumerate(own.shares) if share}
     risen = [share for share, rise in rises.items() if rise.interval[0] > 0]
-    floors = own.shared.floor_rises()
-    found = [share for p, share in enumerate(own.shares) if share and floors.low[p] > 0]
+    free, shared = (
+        [share for p, share in enumerate(own.shares) if share and rises.low[p] > 0]
+        for rises in (own.free.floor_rises(), own.shared.floor_rises())
+    )
     slope = own.shared.floor_slope(np.square(own.shares))
     expected = f" (c² = {own.quality:.3f})"
     if own.law is not None:
@@ -34,12 +36,14 @@ def _plateau(own: Series) -> str:
         line = own.floor_P @ square_P / (square_P @ square_P)
         expected = f" (theory: {line:.3f}; p2² c² alone: {own.floor_quality:.3f})"
     largest = len(own.shares) - 1
-    kept = _kept(own, largest)
+    at_end = rises[own.shares[largest]].text(3)
     text = (
         f"- {heading(own)}: at n = {n:,} the error is above that of real labels alone for shares "
-        f"{_list(risen)}{_not(own, risen)}; the fitted floor is higher for {_list(found)}"
-        f"{_not(own, found)}. Against p2² the floors rise by {_interval(slope)}{expected}. At a "
-        f"share of {own.shares[largest]:g} the rise is {rises[own.shares[largest]].text(3)}, {kept:.0%} of what it was at half as many images"
+        f"{_list(risen)}{_not(own, risen)}; the fitted floor is higher for {_list(free)}"
+        f"{_not(own, free)} where each share has its exponent, and for {_list(shared)}"
+        f"{_not(own, shared)} where all have one. Against p2² the floors of one exponent rise by "
+        f"{_interval(slope)}{expected}. At a share of {own.shares[largest]:g} the rise is "
+        f"{at_end}, {_kept(own, largest):.0%} of what it was at n = {own.size_B[-2]:,}"
     )
     if own.law is not None:
         text += f"; by theory it ends at {own.floor_P[largest]:.3f}"
@@ -121,6 +125,18 @@ def floors(own: Series) -> Table:
         f"one exponent, {shared.law.exponent[0]:.2f}."
     )
     return Table(header, rows, caption)
+
+
+def training(own: Series) -> str:
+    """How far networks have been trained; the number of steps is the same for all sizes."""
+    ends = ", ".join(
+        f"{own.training_PRB[p, :, 0].mean():.4f} to {own.training_PRB[p, :, -1].mean():.3f} for p2 "
+        f"= {own.shares[p]:g}"
+        for p in (0, -1)
+    )
+    return (
+        f"{KIND[own.kind]}: the mean loss on the own labels at the end of training goes from {ends}"
+    )
 
 
 def _entry(found: Interval, p: int) -> str:
@@ -212,19 +228,22 @@ def opening(samples: Sequence[Series]) -> str:
     shares = [share for share in samples[0].shares if share]
     counted = []
     for share in shares:
-        risen = floors_up = 0
+        risen = free = shared = 0
         for own in samples:
             p = own.shares.index(share)
             risen += own.rise(p, -1).interval[0] > 0
-            floors_up += bool(own.shared.floor_rises().low[p] > 0)
-        counted.append((share, risen, floors_up))
+            free += bool(own.free.floor_rises().low[p] > 0)
+            shared += bool(own.shared.floor_rises().low[p] > 0)
+        counted.append(f"{share:g}: {risen}, {free}, {shared}")
     total = len(samples)
-    lines = ", ".join(f"{s:g}: {r} and {f}" for s, r, f in counted)
+    lines = "; ".join(counted)
     grown = [_grows(own) for own in samples]
     return (
         f"Of {total} series (images x model x kind of labels), the number in which the error at "
-        f"the largest n is shown to be above that of real labels alone, and in which the fitted "
-        f"floor is shown to be higher, by share p2: {lines}. Mean errors at the largest n rise "
+        "the largest n is shown to be above that of real labels alone, in which the fitted floor "
+        "is shown to be higher where each share has its exponent, and where all shares have one, "
+        f"by share p2: {lines}. One exponent for curves of different ones makes floors of their "
+        "difference; see the tables for the exponents. Mean errors at the largest n rise "
         f"with every step of the share in {sum(grown)} of {total}."
     )
 
