@@ -58,15 +58,11 @@ def write(
       ValueError: nothing to begin with, no token to write, or a context of less than 3 tokens.
     """
     batch, prompt = prompts_BK.shape
-    new, context = length - prompt, model.config.context
-    if not prompt + len(begin) or new < 1 or context < 3:
-        raise ValueError(
-            f"{prompt} tokens of a prompt and {len(begin)} before it, {length} tokens a document "
-            f"and a context of {context}: each but one of the first two must be larger"
-        )
+    new = length - prompt
     front_BN = np.tile(np.array(begin, np.int32), (batch, 1))
     text_BT = np.concatenate([front_BN, prompts_BK.astype(np.int32)], axis=1)
-    window, step = _turns(text_BT.shape[1], new, context)
+    window, step = _turns(text_BT.shape[1], new, model.config.context)
+    options = dict(temperature=temperature, top_p=top_p, stop=separator)
     ended_B = np.zeros(batch, bool)
     rows = meshes.batch_sharding(mesh, 0)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -74,18 +70,10 @@ def write(
             read_BS = text_BT[:, -window:]
             length_B = np.full(batch, read_BS.shape[1], np.int32)
             read_BS = np.pad(read_BS, ((0, 0), (0, window - read_BS.shape[1])))
-            found_BN = extend(
-                model,
-                params,
-                jax.device_put(read_BS, rows),
-                jax.device_put(length_B, rows),
-                step,
-                # Positions begin anew with each turn, and draws depend on them.
-                jax.device_put(_of_turn(key_B, turn), rows),
-                temperature=temperature,
-                top_p=top_p,
-                stop=separator,
-            )
+            # Positions begin anew with each turn, and draws depend on them.
+            arrays = jax.device_put((read_BS, length_B, _of_turn(key_B, turn)), rows)
+            read_BS, length_B, turn_B = arrays
+            found_BN = extend(model, params, read_BS, length_B, step, turn_B, **options)
             text_BT = np.concatenate([text_BT, np.asarray(found_BN)], axis=1)
             ended_B |= (text_BT[:, -step:] == separator).any(1)
             if ended_B.all():
@@ -117,7 +105,8 @@ def mean_losses(
       begin, separator, mesh: see `write`.
       skip: tokens of the prompt, which do not count.
     """
-    targets = len(begin) + length  # of which the last is the separator's place
+    # All but the first token; a separator has its place among the `length`.
+    targets = len(begin) + length - 1
     window = min(model.config.context, targets)
     count = -(-targets // window)
     tokens_BT = np.full((len(documents), count * window + 1), separator, np.int32)
@@ -146,6 +135,11 @@ def repeated_share(tokens: Sequence[int], size: int = 4) -> float:
 
 def _turns(front: int, new: int, context: int) -> tuple[int, int]:
     """(tokens that each turn reads at most, tokens that it writes)."""
+    if front < 1 or new < 1 or context < 3:
+        raise ValueError(
+            f"{front} tokens to begin with, {new} to write and a context of {context}: they must "
+            "be at least 1, 1 and 3"
+        )
     if front + new - 1 <= context:
         return front, new
     half = context // 2
