@@ -3,8 +3,8 @@
 Command:
     python -m lmnoise.train --config=configs/lm.py:laptop --workdir=runs/lm
     python -m lmnoise.synthesize --checkpoint=runs/lm --config=configs/synthesize.py:laptop \
-        --out=runs/synthetic
-    python -m lmnoise.data prepare runs/synthetic/ --tokenizer=bpe:1024@sotu
+        --out=runs/text
+    python -m lmnoise.data prepare runs/text/ --tokenizer=bpe:1024@sotu
 
 Cost: `laptop` about a minute of CPU time for each million tokens on two cores with the model of
 configs/lm.py. `gpu` and `pod` have not been run; `pod` is one process a host, see tpu/.

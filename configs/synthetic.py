@@ -2,7 +2,7 @@
 
 Command:
     python -m lmnoise.analyze synthetic --config=configs/synthetic.py:tiny \\
-        --real=sotu --synthetic=./generated/
+        --real=sotu --synthetic=runs/text/
 
 `--size=tiny` stands for `--config=configs/synthetic.py:tiny`. `--real` and `--synthetic` are
 corpora: a folder of .txt, .jsonl or .parquet files, or any name of `python -m lmnoise.data list`;

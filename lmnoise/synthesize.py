@@ -1,10 +1,10 @@
 """Text that a model writes, as a corpus.
 
     python -m lmnoise.synthesize --checkpoint=runs/lm --config=configs/synthesize.py:laptop \\
-        --out=synthetic
+        --out=runs/text
 
 `--checkpoint` and `config.judge` are what `lmnoise.checkpoints` opens. The folder is a user's
-corpus like any other (`python -m lmnoise.data prepare ./synthetic ...`), and `generator.json` in
+corpus like any other (`python -m lmnoise.data prepare runs/text/ ...`), and `generator.json` in
 it says what wrote it; a prepared copy carries that. The same command goes on after a stop or a
 kill. Several processes (see `lmnoise.training.processes`) share the work and need one folder that
 all of them see.
@@ -152,7 +152,7 @@ def synthesize(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} is a file: name another folder for the text") from None
+        raise UserError(f"{folder} is a file, or in one: name a folder for the text") from None
     with locked(folder) if first else contextlib.nullcontext(), processes.StopSignals() as stop:
         if not first:
             multihost_utils.sync_global_devices("the folder is claimed")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from loading import load
@@ -19,7 +20,7 @@ from lmnoise.checkpoints import Checkpoint, fingerprint
 from lmnoise.data import files, packing
 from lmnoise.data.stream import Windows, batches
 from lmnoise.errors import Stopped, UserError
-from lmnoise.evaluation.documents import repeated_share
+from lmnoise.evaluation.documents import Written, repeated_share
 from lmnoise.models.transformer import LanguageModel, gpt2
 from lmnoise.synthesize import Recipe, synthesize
 from lmnoise.training.processes import StopSignals
@@ -91,6 +92,7 @@ def test_the_folder_and_what_is_said_of_it(plain):
     folder, said = plain
     assert json.loads((folder / "text" / "generator.json").read_text()) == said
     documents, counts, recipe = lines(folder), said["counts"], said["recipe"]
+    assert len({document["text"] for document in documents}) > len(documents) / 2
     assert set(contents(folder)) == {
         "generator.json",
         *(f"part-{n:05d}.jsonl" for n in range(said["shards"])),
@@ -124,14 +126,22 @@ def test_a_second_call_writes_nothing(plain):
     assert {p.name: p.stat().st_mtime_ns for p in (folder / "text").iterdir()} == before
 
 
-def test_a_row_does_not_depend_on_the_batch(plain, tmp_path):
-    folder, _ = plain
-    write(tmp_path, dataclasses.replace(RECIPE, batch_size=8, tokens=60))
-    texts = {document["row"]: document["text"] for document in lines(folder)}
-    found = lines(tmp_path)
-    assert found
-    assert found == [d for d in lines(folder) if d["row"] < 8 * (1 + found[-1]["row"] // 8)]
-    assert len(set(texts.values())) > len(texts) / 2
+def test_a_row_does_not_depend_on_the_batch(real, tmp_path, monkeypatch):
+    """With a writer that writes its prompt and its key; that of documents has tests of its own."""
+
+    def given(model, params, prompts_BK, length, key_B, **_):
+        rows = zip(prompts_BK.tolist(), jax.random.key_data(key_B).tolist(), strict=True)
+        return [Written([*prompt, *str(key).encode()], True) for prompt, key in rows]
+
+    monkeypatch.setattr(module.documents, "write", given)
+    recipe = dataclasses.replace(RECIPE, prompt_tokens=4, length=40, tokens=2000)
+    for size in (16, 5):
+        own = dataclasses.replace(recipe, batch_size=size)
+        write(tmp_path / str(size), own, prompts=real[0], data_dir=real[1])
+    whole, found = lines(tmp_path / "16"), lines(tmp_path / "5")
+    assert [document["row"] for document in whole] == list(range(len(whole)))
+    assert found == whole[: len(found)]
+    assert len({d["text"] for d in whole}) == len({d["text"][4:] for d in whole}) == len(whole)
 
 
 def test_after_a_stop_the_same_call_writes_the_same_folder(plain, tmp_path, monkeypatch):

@@ -315,7 +315,7 @@ def _open_files(base: str, on_decode_error: str) -> Corpus:
         "sha256": files.sha256(),
         "fingerprint": fingerprint(base),
     }
-    if generated := origin(Path(base.partition("#")[0]).expanduser()):
+    if generated := origin(files.path):
         provenance["generated"] = generated
     return _split_on_the_way(base, files.documents, provenance, files.counts)
 

@@ -33,8 +33,8 @@ class _Undecodable(Exception):
 class UserFiles:
     """The documents of a path, in the order of the sorted file names.
 
-    `counts` says how many documents the latest pass skipped or mended because of bytes that are
-    not UTF-8 (see `on_decode_error`), and how many were blank.
+    `path` is the file or folder. `counts` says how many documents the latest pass skipped or
+    mended because of bytes that are not UTF-8 (see `on_decode_error`), and how many were blank.
     """
 
     def __init__(self, base: str, on_decode_error: str = "error"):
@@ -43,8 +43,8 @@ class UserFiles:
                 f"on_decode_error must be one of {', '.join(ON_DECODE_ERROR)}, "
                 f"not {on_decode_error!r}"
             )
-        self._path, self._key = _parse(base)
-        self._files = _files(self._path)
+        self.path, self._key = _parse(base)
+        self._files = _files(self.path)
         self._on_decode_error = on_decode_error
         self.counts = collections.Counter()
 
@@ -65,8 +65,8 @@ class UserFiles:
         self.counts.clear()
         for file in self._files:
             readers = {".jsonl": self._read_jsonl, ".parquet": self._read_parquet}
-            whole = self._read_whole if self._path.is_dir() else self._read_blocks
-            name = file.relative_to(self._path) if self._path.is_dir() else Path(file.name)
+            whole = self._read_whole if self.path.is_dir() else self._read_blocks
+            name = file.relative_to(self.path) if self.path.is_dir() else Path(file.name)
             for suffix, text, *label in readers.get(file.suffix, whole)(file):
                 if text.strip():
                     yield Document(f"{name.as_posix()}{suffix}", text, *label)

@@ -32,8 +32,8 @@ def fill(
 ) -> list[Counts]:
     """Writes what is missing of the first shards that have `wanted` tokens together.
 
-    Each process makes every so manieth of the missing shards. They wait for each other after
-    each round, so a shard too many may be written; it is not counted.
+    In each round every process makes one of the missing shards, and they wait for each other.
+    The last round may write shards that are not needed; they are not counted.
 
     Args:
       folder: see `lmnoise.data.generated`; all processes see it.
