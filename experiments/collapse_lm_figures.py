@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 from collapse_lm_runs import Array
-from collapse_lm_verdict import Grid, at_end, estimates
+from collapse_lm_verdict import Grid
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lmnoise.analyze.laws import at_end, estimates
 from lmnoise.evaluation.powerlaw import Bootstrap
 from lmnoise.report import COLOURS, Estimate, mean_and_error, savefig, style
 

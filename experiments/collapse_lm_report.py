@@ -5,9 +5,10 @@ from pathlib import Path
 
 import collapse_lm_figures as figures
 import numpy as np
-from collapse_lm_verdict import Grid, at_end, direction, estimates, shown_from
+from collapse_lm_verdict import Grid, direction, shown_from
 from ml_collections import ConfigDict
 
+from lmnoise.analyze.laws import at_end, estimates
 from lmnoise.analyze.mixtures import quality
 from lmnoise.evaluation.powerlaw import Bootstrap
 from lmnoise.report import Estimate, Figure, Table, mean_and_error, write_csv
@@ -62,14 +63,14 @@ def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
         if at is None
         else f"it is above that of p2 = 0 from p2 = {at:g} on"
     )
-    missed = fits.law.residual.max()
-    wrong = missed > 2 * grid.chance
+    missed, chance = fits.law.residual.max(), grid.curves.chance
+    wrong = missed > 2 * chance
     shown = "not shown" if direction(slope) <= 0 else "by the fit alone" if wrong else "shown"
     return (
         f"The floor grows with p2, by fits with {name}: {shown} ({slope.text(3)} nats from p2 = 0 "
         f"to 1, slope of all floors); {where}; at p2 = 1 the difference is {rises[-1].text(3)}. "
         f"The law misses the mean losses by up to {missed:.2g} nats, whose chance error is "
-        f"{grid.chance:.2g}{', so that it does not hold in these sizes' if wrong else ''}.{end}"
+        f"{chance:.2g}{', so that it does not hold in these sizes' if wrong else ''}.{end}"
     )
 
 
@@ -123,13 +124,12 @@ def theory_sentence(grid: Grid) -> str:
 
 def quality_sentence(grid: Grid) -> str:
     """The measured quality of the generators."""
-    alone = quality(grid.curves)
     return (
         "Quality c² of the generators, their excess loss on real text: "
         f"{mean_and_error(grid.quality_R).text(3)} over the model of the largest size on real text "
         f"alone, {grid.quality_over_floor.text(3)} over the fitted floor of real text. The "
         f"largest models that read their text alone have an excess of "
-        f"{estimates(alone)[0].text(3)} over real text alone."
+        f"{quality(grid.curves).text(3)} over real text alone."
     )
 
 

@@ -8,8 +8,9 @@ from collapse_lm_runs import Array, Study
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
+from lmnoise.analyze.laws import estimates
 from lmnoise.analyze.mixtures import Curves
-from lmnoise.evaluation.powerlaw import Bootstrap, Interval, PowerLaw, bootstrap
+from lmnoise.evaluation.powerlaw import Bootstrap, bootstrap
 from lmnoise.report import Estimate, mean_and_error, paired_difference
 from lmnoise.theory.noise import largest_rise
 
@@ -40,12 +41,6 @@ class Grid:
     def mixed_P(self) -> NDArray[np.bool_]:
         """Shares strictly between 0 and 1."""
         return (self.shares_P > 0) & (self.shares_P < 1)
-
-    @property
-    def chance(self) -> float:
-        """Root mean square of the standard errors, over seeds, of the losses on real text."""
-        losses_PRB = self.curves.real_PRB
-        return float(np.sqrt((losses_PRB.var(axis=1, ddof=1) / losses_PRB.shape[1]).mean()))
 
     @property
     def rises_PR(self) -> Array:
@@ -137,18 +132,6 @@ def analyse(study: Study, config: ConfigDict) -> Grid:
         )
 
     return Grid(curves, study.generator_losses_R, config.data.length, fitted(False), fitted(True))
-
-
-def at_end(law: PowerLaw) -> list[str]:
-    """What of each curve is at an end of its range: "exponent", "floor", or "" for neither."""
-    ends = zip(law.at_edge, law.floor == 0, strict=True)
-    return ["exponent" if edge else "floor" if none else "" for edge, none in ends]
-
-
-def estimates(interval: Interval) -> list[Estimate]:
-    """The numbers of an interval as the report writes them."""
-    pairs = zip(np.atleast_1d(interval.value), np.atleast_1d(interval.standard_error), strict=True)
-    return [Estimate(float(value), float(error), interval.n) for value, error in pairs]
 
 
 def direction(estimate: Estimate) -> int:

@@ -18,7 +18,7 @@ from scipy.interpolate import PchipInterpolator
 from lmnoise.assemble import Members, noise_sources_of, steps_of
 from lmnoise.data.packing import open_packed, prepare
 from lmnoise.errors import Stopped, UserError
-from lmnoise.evaluation.powerlaw import Interval
+from lmnoise.report import Estimate, mean_and_error
 from lmnoise.train import train
 from lmnoise.training.metrics import read_rows
 
@@ -60,7 +60,8 @@ class Curves:
 
         Read between the measured sizes of the same seed by a monotone cubic in log tokens
         (Fritsch and Carlson), which at the sizes themselves is what was measured; nan below the
-        smallest size.
+        smallest size. Between two-fold sizes of power laws with exponents of 0.15 to 0.5 it reads
+        up to 0.001 nats too little.
         """
         found_PRB = np.full(self.real_PRB.shape, np.nan)
         found_PRB[0] = self.real_PRB[0]
@@ -82,6 +83,12 @@ class Curves:
         Below 0 it helps; nan where `real_part_PRB` is.
         """
         return self.real_PRB - self.real_part_PRB
+
+    @property
+    def chance(self) -> float:
+        """Root mean square of the standard errors, over seeds, of the losses on real text."""
+        variance_PB = self.real_PRB.var(axis=1, ddof=1) / len(self.seeds)
+        return float(np.sqrt(variance_PB.mean()))
 
 
 def train_mixtures(config: ConfigDict, workdir: Path, title: str) -> Curves:
@@ -152,7 +159,7 @@ def train_weighted(config: ConfigDict, workdir: Path, title: str) -> dict[float,
     return found
 
 
-def quality(curves: Curves) -> Interval:
+def quality(curves: Curves) -> Estimate:
     """c^2: excess loss on real text of synthetic text alone over real text alone, nats per token.
 
     At the largest size, paired over the seeds, with Student's interval. In regression it is the
@@ -164,13 +171,7 @@ def quality(curves: Curves) -> Interval:
     """
     if curves.shares[-1] != 1:
         raise ValueError(f"curves.shares must end with 1, not {curves.shares}")
-    return over_seeds(curves.rise_PRB[-1, :, -1])
-
-
-def over_seeds(values_R: Array) -> Interval:
-    """Mean over the axis of R seeds, the first, with its standard error."""
-    seeds = len(values_R)
-    return Interval(values_R.mean(0), values_R.std(0, ddof=1) / np.sqrt(seeds), seeds)
+    return mean_and_error(curves.rise_PRB[-1, :, -1])
 
 
 def _checked(config: ConfigDict) -> ConfigDict:
@@ -196,6 +197,11 @@ def _checked(config: ConfigDict) -> ConfigDict:
     for name in ("learning_rate", "weight_decay"):
         if len(members[name]) > 1:
             raise UserError(f"config.members.{name} must hold one value, not {members[name]}")
+    if (np.diff(_tokens(config)) == 0).any():
+        raise UserError(
+            f"two of config.members.duration, {members.duration}, are the same number of steps of "
+            f"config.train.steps={config.train.steps}: take them further apart, or more steps"
+        )
     return config
 
 

@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
+from lmnoise.analyze.laws import at_end, estimates
 from lmnoise.analyze.mixtures import Curves, quality
-from lmnoise.evaluation.powerlaw import Bootstrap, Interval, bootstrap
+from lmnoise.evaluation.powerlaw import Bootstrap, bootstrap
 from lmnoise.report import (
     COLOURS,
     Estimate,
@@ -128,11 +129,10 @@ def _scale(curves: Curves, config: ConfigDict) -> str:
 
 
 def _quality_sentence(curves: Curves) -> str:
-    excess = quality(curves)
     return (
         "Quality of the synthetic text, c²: a model of "
         f"{curves.tokens_B[-1]:,.0f} tokens of it alone has a loss on real text that is "
-        f"{_estimates(excess)[0].text(3)} nats above that of as much real text. 0 would be text as "
+        f"{quality(curves).text(3)} nats above that of as much real text. 0 would be text as "
         "good as real."
     )
 
@@ -162,8 +162,8 @@ def _answer(found: dict[float, Estimate], cost: float) -> str:
     if share is None:
         least = min(found)
         return (
-            f"no share that was tried is shown to cost less than {cost:g} % (at the smallest, "
-            f"{least:g}, {found[least].text(2)} %)"
+            f"not even the smallest share, {least:g}, is shown to cost less than {cost:g} % (there "
+            f"{found[least].text(2)} %)"
         )
     which = "every share up to" if share > min(found) else "the share"
     return (
@@ -181,27 +181,24 @@ def _extra(found: dict[float, Estimate], cost: float) -> str:
 
 
 def _floor_sentence(curves: Curves, free: Bootstrap, shared: Bootstrap) -> str:
-    rise = _estimates(shared.floor_rises())[-1]
+    rise = estimates(shared.floor_rises())[-1]
     shown = "" if rise.interval[0] > 0 or rise.interval[1] < 0 else ", not told from 0"
-    missed, chance = free.law.residual.max(), _chance(curves)
-    holds = (
-        f"The law does not hold in these sizes: with an exponent for each share it misses losses "
-        f"by {missed:.3f} nats, their chance error is {chance:.3f}, and the floor says little."
-        if missed > 2 * chance
-        else f"With an exponent for each share the law misses losses by at most {missed:.3f} nats "
-        f"(their chance error is {chance:.3f})."
-    )
+    missed, chance = free.law.residual.max(), curves.chance
+    by = f"{missed:.3f} nats (root mean square of the worst share; their chance error {chance:.3f})"
+    if missed > 2 * chance:
+        holds = (
+            "The law does not hold in these sizes, and the floor says little: with an exponent for "
+            f"each share it misses losses by {by}."
+        )
+    elif len(curves.tokens_B) == 3:
+        holds = "Three sizes cannot tell whether the law holds."
+    else:
+        holds = f"With an exponent for each share the law misses losses by {by}."
     return (
         "Extrapolated beyond these sizes, by fits with one exponent for all shares: the floor of "
         f"synthetic text alone is {rise.text(3)} nats above that of real text{shown}. {holds} The "
         "answers above do not use the fits."
     )
-
-
-def _chance(curves: Curves) -> float:
-    """Root mean square of the standard errors, over seeds, of the losses on real text."""
-    variance_PB = curves.real_PRB.var(axis=1, ddof=1) / len(curves.seeds)
-    return float(np.sqrt(variance_PB.mean()))
 
 
 def _caveats(curves: Curves, config: ConfigDict) -> str:
@@ -241,26 +238,26 @@ def _cost_table(curves: Curves, costs: Costs, length: int) -> Table:
          "cost if added, %", "most of an unrestricted model, nats"),
         rows,
         f"At {curves.tokens_B[-1]:,.0f} tokens. Cost: over real text alone of as many tokens. If "
-        "added: over the real part alone, read between the measured sizes by a monotone cubic. The "
-        "last column is -log(1 - share) / S for rows of S tokens: what a model pays that can learn "
-        "both kinds of text and tell them apart; more is the price of being small.",
+        "added: over the real part alone, read between the measured sizes by a monotone cubic; "
+        "that may be 0.001 nats too low and is not part of the intervals. The last column is "
+        "-log(1 - share) / S for rows of S tokens: what a model pays that can learn both kinds of "
+        "text and tell them apart; more is the price of being small.",
     )  # fmt: skip
 
 
 def _fit_table(curves: Curves, free: Bootstrap, shared: Bootstrap) -> Table:
     columns = [
-        _estimates(free.interval(lambda law, _: law.exponent)),
-        _estimates(free.floors()),
-        _estimates(shared.floors()),
-        ["", *_estimates(shared.floor_rises())[1:]],
+        estimates(free.interval(lambda law, _: law.exponent)),
+        estimates(free.floors()),
+        estimates(shared.floors()),
+        ["", *estimates(shared.floor_rises())[1:]],
+        free.law.residual.tolist(),
+        at_end(free.law),
     ]
-    ends = zip(free.law.at_edge, free.law.floor == 0, strict=True)
-    missed = [float(residual) for residual in free.law.residual]
-    edges = ["exponent" if edge else "floor" if zero else "" for edge, zero in ends]
     return Table(
         ("share", "exponent", "its floor", "floor, shared exponent", "its rise over share 0",
          "missed, nats", "at the end of its range"),
-        list(zip(curves.shares, *columns, missed, edges, strict=True)),
+        list(zip(curves.shares, *columns, strict=True)),
         "The exponent and its floor: of a fit to each share. The shared exponent is "
         f"{shared.law.exponent[0]:.3g}. Floors in nats per token. An exponent at the end of its "
         "range, or a floor of 0, was not found by the free fit, and its interval says nothing. "
@@ -323,14 +320,9 @@ def _draw_costs(ax: Axes, costs: Costs, cost: float) -> None:
     ax.set_xticks(range(len(costs.shares)), [f"{share:g}" for share in costs.shares])
     ax.set_xlabel("share of synthetic rows")
     ax.set_ylabel("cost, % of the loss on real text")
-    ax.legend(fontsize=8, loc="upper left")
+    # Bars may be anywhere inside.
+    ax.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
 
 def _shares(names: Sequence[str]) -> str:
     return f"share {', '.join(names)}" if names else "no share"
-
-
-def _estimates(interval: Interval) -> list[Estimate]:
-    """The numbers of an interval as a report writes them."""
-    pairs = zip(np.atleast_1d(interval.value), np.atleast_1d(interval.standard_error), strict=True)
-    return [Estimate(float(value), float(error), interval.n) for value, error in pairs]

@@ -11,6 +11,7 @@ import pytest
 from loading import load
 from ml_collections import ConfigDict
 
+from lmnoise.analyze.laws import estimates
 from lmnoise.analyze.mixtures import Curves
 from lmnoise.errors import UserError
 from lmnoise.report import Estimate
@@ -69,7 +70,7 @@ def test_a_floor_that_is_planted_is_shown_with_the_share_from_which_on_it_is():
     text = report.floor_sentence("one exponent", grid.shared, grid)
     assert ": shown (0.4" in text
     assert "above that of p2 = 0 from p2 = 0.5 on" in text or "from p2 = 0.1 on" in text
-    [slope] = verdict.estimates(grid.shared.floor_slope(SHARES))
+    [slope] = estimates(grid.shared.floor_slope(SHARES))
     assert "it does not hold" not in text
     expected = np.polyfit(SHARES, 0.4 * SHARES**2, 1)[0]
     assert slope.interval[0] < expected < slope.interval[1]
