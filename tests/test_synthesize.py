@@ -123,6 +123,7 @@ def test_a_second_call_writes_nothing(plain):
     folder, said = plain
     before = {p.name: p.stat().st_mtime_ns for p in (folder / "text").iterdir()}
     assert write(folder) == said
+    assert write(folder, generator=dataclasses.replace(checkpoint(), name="moved-3")) == said
     assert {p.name: p.stat().st_mtime_ns for p in (folder / "text").iterdir()} == before
 
 
@@ -142,6 +143,9 @@ def test_a_row_does_not_depend_on_the_batch(real, tmp_path, monkeypatch):
     assert [document["row"] for document in whole] == list(range(len(whole)))
     assert found == whole[: len(found)]
     assert len({d["text"] for d in whole}) == len({d["text"][4:] for d in whole}) == len(whole)
+    # Another generator has other draws, or generations would add up the same accidents.
+    write(tmp_path / "1", recipe, checkpoint(1), prompts=real[0], data_dir=real[1])
+    assert not {d["text"][4:] for d in whole} & {d["text"][4:] for d in lines(tmp_path / "1")}
 
 
 def test_after_a_stop_the_same_call_writes_the_same_folder(plain, tmp_path, monkeypatch):
@@ -164,15 +168,15 @@ def test_after_a_stop_the_same_call_writes_the_same_folder(plain, tmp_path, monk
 def test_shards_beyond_the_first_that_are_enough_go(plain, tmp_path, monkeypatch):
     """Which several processes write, or one whose folder lost a shard."""
     folder, said = plain
-    calls = iter([False] * said["shards"] + [True])
+    calls = iter([False] * (said["shards"] + 1) + [True])
     with monkeypatch.context() as patched:
         patched.setattr(StopSignals, "reached", lambda stop: next(calls))
         patched.setattr(module.shards, "_tokens", lambda counts: 0)
         with pytest.raises(Stopped):
             write(tmp_path)
-    assert len(list((tmp_path / "text").glob("part-*"))) == said["shards"]
+    assert len(list((tmp_path / "text").glob("part-*"))) == said["shards"] + 1
     (tmp_path / "text" / "part-00000.jsonl").unlink()
-    write(tmp_path, dataclasses.replace(RECIPE))
+    write(tmp_path)
     assert contents(tmp_path) == contents(folder)
 
 

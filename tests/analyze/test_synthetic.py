@@ -14,14 +14,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from loading import load
+from scipy.stats import sem
 from scipy.stats import t as student
 
-from lmnoise.analyze import mixtures, synthetic, synthetic_report
+from lmnoise.analyze import laws, mixtures, synthetic, synthetic_report
 from lmnoise.analyze.mixtures import Curves, quality, train_mixtures, train_weighted
 from lmnoise.assemble import dry_run, members_of
 from lmnoise.config import default_config
 from lmnoise.errors import Stopped, UserError
-from lmnoise.evaluation.powerlaw import PowerLaw
+from lmnoise.evaluation.powerlaw import PowerLaw, bootstrap
 from lmnoise.report import Estimate
 
 ROOT = Path(__file__).parents[2]
@@ -136,6 +137,9 @@ def test_the_real_part_is_read_from_the_real_curve():
     assert np.isnan(part_PRB[4]).all()
     exact_B = 2 * (0.9 * curves.tokens_B / curves.tokens_B[0]) ** -0.3 + 2
     assert part_PRB[2, 0, 1:] == pytest.approx(exact_B[1:], abs=3e-3)
+    # Rounded logarithms put half of the second size below the first.
+    rounded = dataclasses.replace(curves, tokens_B=3 * 2.0 ** np.arange(5)).real_part_PRB
+    assert rounded[3, :, 1] == pytest.approx(curves.real_PRB[0, :, 0])
     assert curves.added_PRB[3, 0, -1] == pytest.approx(0.5 - 2 * 16**-0.3 * (2**0.3 - 1))
 
 
@@ -146,6 +150,41 @@ def test_quality_is_students_interval_of_paired_differences():
     assert found.interval == pytest.approx((low, high))
     with pytest.raises(ValueError, match="end with 1"):
         quality(dataclasses.replace(curves, shares=(0.0, 0.01, 0.1, 0.5, 0.9)))
+
+
+def test_the_chance_error_of_losses():
+    curves = planted(spread=0.1)
+    assert curves.chance**2 == pytest.approx(np.mean(np.square(sem(curves.real_PRB, axis=1))))
+
+
+def test_ends_of_the_range_of_a_fit():
+    ones = np.ones(3)
+    law = PowerLaw(ones, np.array([0.3, 3.0, 0.3]), np.array([1.0, 1.0, 0.0]), ones)
+    assert laws.at_end(law) == ["", "exponent", "floor"]
+
+
+def test_whether_the_law_holds():
+    curves = planted()
+    options = dict(draws=20, seed=0)
+
+    def sentence(curves):
+        free = bootstrap(curves.tokens_B, curves.real_PRB, **options)
+        shared = bootstrap(curves.tokens_B, curves.real_PRB, shared_exponent=True, **options)
+        return synthetic_report._floor_sentence(curves, free, shared)
+
+    assert "With an exponent for each share the law misses losses by 0.000 nats" in sentence(curves)
+    stairs_B = 0.1 * (np.arange(5) % 2)
+    bent = dataclasses.replace(curves, real_PRB=curves.real_PRB + stairs_B)
+    assert "The law does not hold in these sizes" in sentence(bent)
+    short = dict(tokens_B=curves.tokens_B[:3], real_PRB=curves.real_PRB[..., :3])
+    assert "Three sizes cannot tell" in sentence(dataclasses.replace(curves, **short))
+
+
+def test_shares_that_are_too_dear_and_those_not_decided():
+    found = {0.1: Estimate(1.0, 0.1, 3), 0.2: Estimate(6.0, 1.0, 3), 0.5: Estimate(9.0, 0.1, 3)}
+    assert synthetic_report._extra(found, 5.0).startswith(
+        "Shown to cost more: share 0.5. Not decided: share 0.2 (more of"
+    )
 
 
 def test_the_largest_share_below_a_cost():
