@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from collapse_lm_lineages import verdict, write_texts
+from collapse_lm_lineages import write_texts
 from collapse_lm_runs import FIRST, Array, Round, Study, source, student_config, train_round
+from collapse_lm_verdict import told
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
@@ -186,18 +187,27 @@ def seen(result: Generations, config: ConfigDict) -> list[str]:
     last = len(result.losses_TR[REPLACE]) - 1
     parts = []
     for scheme in SCHEMES:
-        rise = result.rises(scheme)[-1]
-        parts.append(f"{scheme} {rise.text(3)} ({verdict(rise, 'rises', 'falls')})")
+        rise, budget = result.rises(scheme)[-1], budgets(scheme, last)
+        more = f", {budget} times the tokens" if budget > 1 else ""
+        parts.append(f"{scheme} {rise.text(3)} ({told(rise, 'worse', 'better')}{more})")
+    return [
+        f"- Generations ({result.tokens:,} tokens): loss on real text of generation {last} less "
+        f"that of generation 0: {'; '.join(parts)}."
+    ]
+
+
+def _details(result: Generations) -> str:
+    """The schemes of equal tokens beside each other, and the form of the rise."""
+    last = len(result.losses_TR[REPLACE]) - 1
     less = mean_and_error(result.losses_TR[SUBSAMPLE][-1] - result.losses_TR[REPLACE][-1])
     form = bend(result)
-    return [
-        f"- Generations ({result.tokens:,} tokens): loss on real text of generation {last} above "
-        f"that of generation 0, nats per token: {'; '.join(parts)}. Of the same tokens, "
-        f"{SUBSAMPLE} less {REPLACE}: {less.text(3)} ({verdict(less, 'worse', 'better')}). The "
-        f"last rise of {REPLACE} less {last} times its first: {form.text(3)} "
-        f"({verdict(form, 'steeper than', 'flatter than', 'no difference shown from')} "
-        "regression's straight line)."
-    ]
+    return (
+        f"- Generation {last} of {SUBSAMPLE} less that of {REPLACE}, of the same tokens: "
+        f"{less.text(3)} ({told(less, 'worse', 'better')}).\n"
+        f"- The last rise of {REPLACE} less {last} times its first: {form.text(3)} "
+        f"({told(form, 'steeper than', 'flatter than', 'no difference shown from')} regression's "
+        "straight line)."
+    )
 
 
 def blocks(result: Generations, config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
@@ -218,7 +228,7 @@ def blocks(result: Generations, config: ConfigDict, folder: Path) -> list[str | 
         "than π²/6; it is drawn with the first rise as measured. There nothing is gained by longer "
         f"training, which language models do gain by: {SUBSAMPLE} is the comparison of equal "
         "tokens.",
-        "\n".join(seen(result, config)),
+        _details(result),
         Figure(
             folder / "generations.png",
             "Loss on held-out real text less that of generation 0 of the lineage. Bars: 95 % "
@@ -242,7 +252,7 @@ def _table(result: Generations) -> Table:
                     result.tokens * budgets(scheme, number),
                     mean_and_error(losses_R),
                     rise if number else "",
-                    verdict(rise, "rises", "falls") if number else "",
+                    told(rise, "worse", "better") if number else "",
                 )
             )
     header = ("scheme", "generation", "share of synthetic rows", "tokens", "loss on real text",

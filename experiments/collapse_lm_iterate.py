@@ -10,8 +10,9 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from collapse_lm_lineages import verdict, write_texts
+from collapse_lm_lineages import write_texts
 from collapse_lm_runs import FIRST, Array, Study, source, student_config, train_round
+from collapse_lm_verdict import told
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
@@ -132,19 +133,20 @@ def _config(config: ConfigDict, read: str, weight: float) -> ConfigDict:
 
 
 def seen(result: Iterated, config: ConfigDict) -> list[str]:
-    """Whether relabelling beats the real part alone, and one round, a sentence a start."""
-    sentences = []
+    """Whether relabelling beats the real part alone, and one round, in a sentence."""
+    parts = []
     for start, losses_TR in result.losses_TR.items():
         above = result.above_alone(start)
         first, last, gained = above[0], above[-1], result.above_first(start)[-1]
-        sentences.append(
-            f"- Relabelling from {start} at share {result.share:g}, {result.tokens:,} tokens: loss "
-            f"on real text above that of the real part alone, nats per token, {first.text(3)} "
-            f"after one round ({verdict(first, 'worse', 'better')}) and {last.text(3)} after "
-            f"{len(losses_TR)} ({verdict(last, 'worse', 'better')}); from the first round to the "
-            f"last {gained.text(3)} ({verdict(gained, 'worse', 'better')})."
+        parts.append(
+            f"begun by {start}, {first.text(3)} after one round ({told(first, 'worse', 'better')}) "
+            f"and {last.text(3)} after {len(losses_TR)} ({told(last, 'worse', 'better')}), by "
+            f"{gained.text(3)} other than after one ({told(gained, 'worse', 'better')})"
         )
-    return sentences
+    return [
+        f"- Relabelling (p2 = {result.share:g}, {result.tokens:,} tokens): loss on real text less "
+        f"that of the real part alone, {'; '.join(parts)}."
+    ]
 
 
 def limits(share: float) -> tuple[float, float]:
@@ -174,15 +176,14 @@ def blocks(result: Iterated, config: ConfigDict, folder: Path) -> list[str | Tab
         f"In every round the same {own.prompt_tokens} tokens from places in the real text are "
         f"continued to {own.length} by the model of the round before, and a model is trained from "
         f"its own first parameters on {100 * (1 - own.share):g} % real rows, the same in all "
-        f"rounds, and {100 * own.share:g} % of these. The beginnings are real text and are trained "
-        "on too. For the first round the generator writes, which has read real text of its own "
-        "and so brings in what the real part lacks; or the model of the real part alone (weight 0 "
-        "on the other rows of each batch), which knows nothing else. In regression with many "
-        f"samples the error tends to {same:.2f} times that of the real part alone when the real "
-        "samples stay the same, whoever began: relabelling ends no better than the real part "
-        f"alone. With new real samples in every round it tends to {fresh:.2f} times that of the "
-        "real part of one round, since it then rests on more real data.",
-        "\n".join(seen(result, config)),
+        f"rounds, and {100 * own.share:g} % of these. The beginnings are trained on too: real text "
+        "that the real part alone lacks. For the first round the generator writes, which has read "
+        "real text of its own and so brings in what the real part lacks; or the model of the real "
+        "part alone (weight 0 on the other rows of each batch), which knows nothing else. In "
+        f"regression with many samples the error tends to {same:.2f} times that of the real part "
+        "alone when the real samples stay the same, whoever began: relabelling ends no better than "
+        "the real part alone. With new real samples in every round it tends to "
+        f"{fresh:.2f} times that of the real part of one round: it then rests on more real data.",
         Figure(
             folder / "iterate.png",
             "Loss on real text by round, by who writes for the first one (left), and less that of "
@@ -206,7 +207,7 @@ def _table(result: Iterated) -> Table:
                     f"round {number} from {start}",
                     mean_and_error(losses_R),
                     above,
-                    verdict(above, "worse", "better"),
+                    told(above, "worse", "better"),
                     result.above_first(start)[number - 1] if number > 1 else "",
                 )
             )

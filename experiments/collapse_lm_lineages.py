@@ -11,7 +11,6 @@ from collapse_lm_runs import corpus, most_tokens
 from ml_collections import ConfigDict
 
 from lmnoise.checkpoints import Checkpoint
-from lmnoise.report import Estimate
 
 
 def write_texts(
@@ -32,11 +31,3 @@ def write_texts(
         corpus(config, workdir, model, name, seed, most_tokens(own), **recipe)
         for seed, model in models.items()
     ]
-
-
-def verdict(difference: Estimate, above: str, below: str, neither: str = "not shown") -> str:
-    """What the 95 % interval of a difference says."""
-    low, high = difference.interval
-    if low > 0:
-        return above
-    return below if high < 0 else neither

@@ -22,73 +22,84 @@ def head(grid: Grid, config: ConfigDict, others: Sequence[str]) -> list[str]:
     generator = config.generator.steps * config.train.batch_size * data.length
     scale = (
         f"Models of {curves.parameters:,} parameters ({config.model.layers} layers, width "
-        f"{config.model.width}), trained on {curves.tokens_B[0]:,.0f} to "
-        f"{curves.tokens_B[-1]:,.0f} tokens of which a share p2 is synthetic; the same shape, "
-        f"trained on {generator:,} tokens of `{data.source}`, wrote it, another generator for "
-        f"each of {len(curves.seeds)} seeds. Losses are in nats per token of held-out text, "
-        "± half of the 95 % interval over seeds, which includes the generators; differences are "
-        f"paired by seed. The largest run reads the real text {_epochs(grid, curves.real_tokens)} "
-        f"and, at p2 = 1, the synthetic text {_epochs(grid, curves.synthetic_tokens)}."
+        f"{config.model.width}) are trained on {curves.tokens_B[0]:,.0f} to "
+        f"{curves.tokens_B[-1]:,.0f} tokens; a share p2 of the rows is synthetic. The same shape, "
+        f"trained on {generator:,} tokens of `{data.source}`, wrote them: another generator for "
+        f"each of {len(curves.seeds)} seeds. Numbers are nats per token of held-out text, ± half "
+        "of the 95 % interval over seeds (and so over generators); differences are paired by seed. "
+        "Shown is what such an interval excludes 0 for. Intervals are not widened for being many: "
+        "where there is nothing, one in twenty still excludes 0. The largest run reads the real "
+        f"text {_epochs(grid, curves.real_tokens)} and, at p2 = 1, the synthetic text "
+        f"{_epochs(grid, curves.synthetic_tokens)}."
     )
     sentences = [
-        floor_sentence("one exponent for all shares", grid.shared, grid),
-        floor_sentence("an exponent for each share", grid.free, grid),
         plateau_sentence(grid),
+        floor_sentence(grid),
+        shared_floor_sentence(grid),
         rise_sentence(grid),
-        theory_sentence(grid),
+        fitting_sentence(grid),
         quality_sentence(grid),
     ]
     return [scale, "\n".join([*(f"- {sentence}" for sentence in sentences), *others])]
 
 
-def floor_sentence(name: str, fits: Bootstrap, grid: Grid) -> str:
-    """Whether the fitted floor grows with the share, and from where on it is told from share 0's.
-
-    Args:
-      name: of the fits.
-      fits: of all shares.
-    """
-    [slope] = estimates(fits.floor_slope(grid.shares_P))
-    rises = estimates(fits.floor_rises())
-    at = shown_from(grid.shares_P[1:], rises[1:])
-    ends = [f"{p:g}" for p, end in zip(grid.shares_P, at_end(fits.law), strict=True) if end]
-    end = (
-        f" At p2 = {', '.join(ends)} the fit is at an end of its range (see the table): these "
-        "sizes do not say where that floor is."
-        if ends
-        else ""
-    )
-    where = (
-        "it is above that of p2 = 0 at no share from which on it stays so"
-        if at is None
-        else f"it is above that of p2 = 0 from p2 = {at:g} on"
-    )
-    missed, chance = fits.law.residual.max(), grid.curves.chance
-    wrong = missed > 2 * chance
-    shown = "not shown" if direction(slope) <= 0 else "by the fit alone" if wrong else "shown"
-    return (
-        f"The floor grows with p2, by fits with {name}: {shown} ({slope.text(3)} nats from p2 = 0 "
-        f"to 1, slope of all floors); {where}; at p2 = 1 the difference is {rises[-1].text(3)}. "
-        f"The law misses the mean losses by up to {missed:.2g} nats, whose chance error is "
-        f"{chance:.2g}{', so that it does not hold in these sizes' if wrong else ''}.{end}"
-    )
-
-
 def plateau_sentence(grid: Grid) -> str:
-    """Whether the curves flatten, and whether the one of synthetic text alone is flat."""
-    tokens_B, gains, lost = grid.curves.tokens_B, grid.last_gains, grid.lost_gains
-    real, synthetic = gains[0], gains[-1]
-    flatter = [
-        f"{share:g}"
-        for share, estimate in zip(grid.shares_P[1:], lost[1:], strict=True)
-        if direction(estimate) > 0
-    ]
-    plateau = direction(real) > 0 and direction(synthetic) <= 0 and direction(lost[-1]) > 0
+    """Whether the curve of synthetic text alone is flat where that of real text is not."""
+    tokens_B, gains = grid.curves.tokens_B, grid.last_gains
+    plateau = direction(gains[0]) > 0 and direction(grid.spare_gain) > 0
     return (
-        f"A plateau in these sizes is {'shown' if plateau else 'not shown'} for p2 = 1: from "
-        f"{tokens_B[-2]:,.0f} to {tokens_B[-1]:,.0f} tokens its loss on real text still falls by "
-        f"{synthetic.text(4)}, against {real.text(4)} at p2 = 0, {lost[-1].text(4)} less. A "
-        f"flatter curve than at p2 = 0 is shown for {_shares(flatter)}."
+        f"A plateau in these sizes is {'shown' if plateau else 'not shown'}: from "
+        f"{tokens_B[-2]:,.0f} to {tokens_B[-1]:,.0f} tokens synthetic text alone still gains "
+        f"{gains[-1].text(3)}, real text alone {gains[0].text(3)} (a plateau would gain less than "
+        "a tenth of that)."
+    )
+
+
+def floor_sentence(grid: Grid) -> str:
+    """Whether the floor grows with the share, by fits that assume nothing of the exponents."""
+    law = grid.free.law
+    if law.residual.max() > 2 * grid.curves.chance:
+        shown = "not shown, because the law does not hold in these sizes"
+    else:
+        shown = _growth(grid, grid.free, "shown")
+    return (
+        "Beyond these sizes, by fits L = a n^-b + floor with an exponent b for each share: that "
+        f"the floor grows with p2 is {shown}: {_floor_numbers(grid, grid.free)}."
+    )
+
+
+def shared_floor_sentence(grid: Grid) -> str:
+    """The same if all shares have one exponent, and whether the losses contradict that."""
+    chance = grid.one_exponent_chance
+    test = f"F test, p = {chance:.2g}"
+    if chance < 0.05:
+        shown, holds = f"not shown, because the losses contradict that ({test})", ""
+    else:
+        shown = _growth(grid, grid.shared, "shown if that is true")
+        holds = f" The losses do not contradict it ({test}), which does not prove it."
+    if np.isnan(chance):
+        holds = " Three sizes cannot tell whether it is true."
+    return (
+        "The same if one exponent for all shares is assumed, so that floors stand for all that "
+        f"differs between them: {shown}: {_floor_numbers(grid, grid.shared)}.{holds}"
+    )
+
+
+def _growth(grid: Grid, fits: Bootstrap, shown: str) -> str:
+    """`shown` if the slope of the floors is above 0 and no fit is at an end of its range."""
+    [slope] = estimates(fits.floor_slope(grid.shares_P))
+    ends = [f"{p:g}" for p, end in zip(grid.shares_P, at_end(fits.law), strict=True) if end]
+    if ends:
+        return f"not shown, because the fit is at an end of its range at {_shares(ends)}"
+    return shown if direction(slope) > 0 else "not shown"
+
+
+def _floor_numbers(grid: Grid, fits: Bootstrap) -> str:
+    [slope] = estimates(fits.floor_slope(grid.shares_P))
+    rise = estimates(fits.floor_rises())[-1]
+    return (
+        f"a slope of {slope.text(3)} from p2 = 0 to 1, and at p2 = 1 a floor {rise.text(3)} above "
+        "that of p2 = 0"
     )
 
 
@@ -96,7 +107,7 @@ def rise_sentence(grid: Grid) -> str:
     """The cost at the largest size in nats, and from which share on it shows."""
     rises = [mean_and_error(x_R) for x_R in grid.rises_PR]
     at = shown_from(grid.shares_P[1:], rises[1:])
-    where = "at no share" if at is None else f"from p2 = {at:g} on"
+    where = "at no share from which on it stays so" if at is None else f"from p2 = {at:g} on"
     some = "; ".join(
         f"{e.text(3)} at p2 = {p:g}" for p, e in zip(grid.shares_P[1:], rises[1:], strict=True)
     )
@@ -106,31 +117,91 @@ def rise_sentence(grid: Grid) -> str:
     )
 
 
-def theory_sentence(grid: Grid) -> str:
-    """Which predictions the measured rises at the largest size agree with."""
-    mixed = [f"{share:g}" for share in grid.shares_P[grid.mixed_P]]
-    bound = [s for s, e in zip(mixed, grid.beyond_bounds, strict=True) if direction(e) > 0]
-    lines = (
-        f"Which predictions fit that rise at the shares between 0 and 1. {_fitting(grid)}",
-        f"Regression, p2² c²: {_agreement(mixed, _mixed(grid, grid.beyond_squares))}. At p2 = 1 it "
-        f"says c², and the rise less c² is {grid.beyond_squares[-1].text(3)}.",
-        "The real part alone, as if the synthetic rows did nothing: "
-        f"{_agreement(mixed, grid.beyond_real_part)}.",
-        "The most that an unrestricted model pays for not knowing which kind a row is, "
-        f"-log(1 - p2) / S with S = {grid.length}: exceeded at {_shares(bound)}.",
-    )
-    return "\n  - ".join(lines)
+def fitting_sentence(grid: Grid) -> str:
+    """Which predictions of that rise no share between 0 and 1 contradicts."""
+    fits = {
+        "regression's p2² c²": not any(map(direction, _mixed(grid, grid.beyond_squares))),
+        "the real part alone (as if the synthetic rows did nothing)": not any(
+            map(direction, grid.beyond_real_part)
+        ),
+        "the real part alone and the bound of an unrestricted model": all(
+            direction(e) <= 0 for e in grid.beyond_bounds
+        ),
+    }
+    lines = [
+        f"{words} {', '.join(names)}"
+        for words, holds in (("not contradicted:", True), ("contradicted at some share:", False))
+        if (names := [name for name, fit in fits.items() if fit == holds])
+    ]
+    return f"Predictions of that rise between p2 = 0 and 1: {'; '.join(lines)}."
 
 
 def quality_sentence(grid: Grid) -> str:
     """The measured quality of the generators."""
     return (
-        "Quality c² of the generators, their excess loss on real text: "
-        f"{mean_and_error(grid.quality_R).text(3)} over the model of the largest size on real text "
-        f"alone, {grid.quality_over_floor.text(3)} over the fitted floor of real text. The "
-        f"largest models that read their text alone have an excess of "
-        f"{quality(grid.curves).text(3)} over real text alone."
+        "Quality c² of the generators, their loss on real text less that of the largest models of "
+        f"real text alone: {mean_and_error(grid.quality_R).text(3)}. The largest models of their "
+        f"text alone are {quality(grid.curves).text(3)} above real text alone."
     )
+
+
+def theory_list(grid: Grid) -> str:
+    """At which shares each prediction agrees with the rise at the largest size."""
+    mixed = [f"{share:g}" for share in grid.shares_P[grid.mixed_P]]
+    bound = [s for s, e in zip(mixed, grid.beyond_bounds, strict=True) if direction(e) > 0]
+    lines = (
+        f"Regression, p2² c²: {_agreement(mixed, _mixed(grid, grid.beyond_squares))}. At p2 = 1 it "
+        f"says c², and the rise less c² is {grid.beyond_squares[-1].text(3)}.",
+        "The real part alone, as if the synthetic rows did nothing: "
+        f"{_agreement(mixed, grid.beyond_real_part)}.",
+        "The bound -log(1 - p2) / S: the rise over the real part alone is shown to exceed it at "
+        f"{_shares(bound)}.",
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def floor_list(grid: Grid) -> str:
+    """From where on the floors are above share 0's, how they agree with theory, and the misses."""
+    lines = []
+    for name, fits in (("an exponent for each share", grid.free), ("one exponent", grid.shared)):
+        found = estimates(fits.floor_rises())
+        at = shown_from(grid.shares_P[1:], found[1:])
+        where = "no share from which on it stays so" if at is None else f"p2 = {at:g} and all above"
+        against = {
+            "p2² c²": _agreement(
+                [f"{share:g}" for share in grid.shares_P[1:]],
+                [_less(e, x) for e, x in zip(found, grid.squares_P, strict=True)][1:],
+            ),
+            "the bound -log(1 - p2) / S": _agreement(
+                [f"{share:g}" for share in grid.shares_P[grid.mixed_P]],
+                _mixed(grid, [_less(e, x) for e, x in zip(found, grid.bounds_P, strict=True)]),
+            ),
+        }
+        said = "; ".join(f"against {what}, {words}" for what, words in against.items())
+        lines.append(
+            f"- With {name} the floor is shown above that of p2 = 0 at {where}; {said}. The fits "
+            f"miss the mean losses by {np.sqrt((fits.law.residual**2).mean()):.2g} nats (root mean "
+            f"square; worst share {fits.law.residual.max():.2g}); the losses' chance error is "
+            f"{grid.curves.chance:.2g}."
+        )
+    flatter = [
+        f"{share:g}"
+        for share, estimate in zip(grid.shares_P[1:], grid.lost_gains[1:], strict=True)
+        if direction(estimate) > 0
+    ]
+    lines.append(
+        f"- The last doubling gains less than at p2 = 0, without any fit: shown for "
+        f"{_shares(flatter)}."
+    )
+    lines.append(
+        "- c² over the fitted floor of real text, instead of over the largest models: "
+        f"{grid.quality_over_floor.text(3)}."
+    )
+    return "\n".join(lines)
+
+
+def _less(estimate: Estimate, prediction: float) -> Estimate:
+    return estimate._replace(mean=estimate.mean - float(prediction))
 
 
 def blocks(grid: Grid, config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
@@ -163,13 +234,15 @@ def _floor_chapter(grid: Grid, folder: Path) -> list[str | Table | Figure]:
         "A floor is an extrapolation: over a short range of sizes a lower floor with a smaller "
         "exponent fits almost as well. One exponent for all shares is an assumption that makes "
         "the floors comparable; both fits are given. Intervals: bootstrap over seeds, the same "
-        "draws for all shares.",
+        "draws for all shares; where a fit is at an end of its range they are too narrow.",
+        floor_list(grid),
         table,
         _figure(
             "floors",
             grid,
             folder,
-            "Fitted floors over that of p2 = 0. Bars: 95 % intervals of the bootstrap over seeds.",
+            "Fitted floors over that of p2 = 0. Bars: 95 % intervals of the bootstrap over seeds. "
+            "The bound of an unrestricted model is next to 0 on this scale.",
         ),
         own,
     ]
@@ -183,10 +256,12 @@ def _rise_chapter(grid: Grid, folder: Path) -> list[str | Table | Figure]:
         "Regression puts a floor of p2² c² under the error (arXiv 2410.04840), with c² the "
         "excess of the generator. A language model is trained with cross-entropy: one that is "
         "unrestricted and can tell synthetic rows from real ones pays at most -log(1 - p2) / S a "
-        "token for rows of S tokens, because it can learn the mixture itself. And synthetic rows "
-        "displace real ones: a model that makes nothing of them ends where the real part alone "
-        "does, the curve of p2 = 0 at (1 - p2) n tokens, read between the sizes by a monotone "
-        "cubic.",
+        f"token for rows of S = {grid.length} tokens, because it can learn the mixture itself. "
+        "That is about models with enough data. In these sizes synthetic rows also displace real "
+        "ones: a model that makes nothing of them ends where the real part alone does, the curve "
+        "of p2 = 0 at (1 - p2) n tokens, read between the sizes by a monotone cubic (which may "
+        "read 0.001 nats too little); the bound comes on top of that.",
+        theory_list(grid),
         _figure("rises", grid, folder, f"The rise at the largest size by share. {BARS}"),
         table,
     ]
@@ -257,16 +332,15 @@ def _rises(grid: Grid) -> Table:
         if share == 0:
             continue
         mixed = bool(grid.mixed_P[p])
-        real_part = next(beyond_real) if mixed else None
         rows.append(
             (share, mean_and_error(grid.rises_PR[p]), grid.squares_P[p], grid.beyond_squares[p],
-             f"{grid.bounds_P[p]:.4g}" if mixed else "none",
-             next(beyond_bounds).text() if mixed else "none",
              _text(mean_and_error(grid.real_part_PR[p])) if mixed else "no real part",
-             _text(real_part) if mixed else "no real part")
+             _text(next(beyond_real)) if mixed else "no real part",
+             f"{grid.bounds_P[p]:.4g}" if mixed else "none",
+             _text(next(beyond_bounds)) if mixed else "none")
         )  # fmt: skip
-    header = ("share", "rise", "p2² c²", "rise less that", "-log(1 - p2) / S", "rise less that",
-              "the real part alone", "rise less that")  # fmt: skip
+    header = ("share", "rise", "p2² c²", "rise less that", "the real part alone",
+              "rise less that", "-log(1 - p2) / S", "rise less both")  # fmt: skip
     return Table(
         header,
         rows,
@@ -280,12 +354,12 @@ def _mixed(grid: Grid, found: Sequence[Estimate]) -> list[Estimate]:
 
 
 def _agreement(shares: Sequence[str], beyond: Sequence[Estimate]) -> str:
-    """At which shares the rise less a prediction has an interval with 0, above it or below it."""
+    """At which shares what was found less a prediction is not told from 0, above or below it."""
     known = [(s, direction(e)) for s, e in zip(shares, beyond, strict=True) if np.isfinite(e.mean)]
     ways = {
-        0: "the rise is not told from it at",
-        1: "the rise is above it at",
-        -1: "the rise is below it at",
+        0: "not told from it at",
+        1: "above it at",
+        -1: "below it at",
     }
     parts = [
         f"{words} {_shares([s for s, way in known if way == sign])}"
@@ -293,17 +367,6 @@ def _agreement(shares: Sequence[str], beyond: Sequence[Estimate]) -> str:
         if any(way == sign for _, way in known)
     ]
     return ", ".join(parts) or "not known at any"
-
-
-def _fitting(grid: Grid) -> str:
-    """Which predictions no share between 0 and 1 contradicts."""
-    fits = {
-        "p2² c²": not any(map(direction, _mixed(grid, grid.beyond_squares))),
-        "the real part alone": not any(map(direction, grid.beyond_real_part)),
-        "the bound": all(direction(e) <= 0 for e in grid.beyond_bounds),
-    }
-    names = [name for name, holds in fits.items() if holds]
-    return f"Contradicted at no share: {', '.join(names) or 'none of these'}."
 
 
 def _shares(shares: Sequence[str]) -> str:

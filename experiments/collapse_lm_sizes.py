@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from collapse_lm_runs import FIRST, Array, Study, source, student_config
+from collapse_lm_verdict import told
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
@@ -119,29 +120,22 @@ def growth(sizes: Sequence[Size], what: str) -> list[Estimate]:
 
 
 def seen(sizes: Sequence[Size], config: ConfigDict) -> list[str]:
-    """Whether larger models amplify the cost, a sentence for the width and one for the depth."""
-    sentences = []
+    """Whether larger models amplify the cost, by width and by depth."""
+    parts = []
     for what, own in series(sizes, config).items():
         if len(own) < 2:
             continue
         values = [size.width if what == "width" else size.layers for size in own]
-        found = "; ".join(
-            f"{tokens:,.0f} tokens: {rise.text(3)} ({_way(rise)})"
+        found = ", ".join(
+            f"{rise.text(3)} after {tokens:,.0f} tokens "
+            f"({told(rise, 'larger models amplify it', 'larger models lessen it')})"
             for tokens, rise in zip(own[0].tokens_B, growth(own, what), strict=True)
         )
-        sentences.append(
-            f"- {what.capitalize()} ({' to '.join(map(str, (values[0], values[-1])))}): by each "
-            f"doubling the excess loss of synthetic text alone over real text alone changes, in "
-            f"nats per token, after {found}."
-        )
-    return sentences
-
-
-def _way(rise: Estimate) -> str:
-    low, high = rise.interval
-    if low > 0:
-        return "larger models amplify it"
-    return "larger models lessen it" if high < 0 else "no change shown"
+        parts.append(f"of the {what} ({values[0]} to {values[-1]}) by {found}")
+    return [
+        "- Larger models: what synthetic text alone costs over real text alone changes with each "
+        f"doubling {'; '.join(parts)}."
+    ] * bool(parts)
 
 
 def blocks(sizes: Sequence[Size], config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
@@ -165,8 +159,8 @@ def blocks(sizes: Sequence[Size], config: ConfigDict, folder: Path) -> list[str 
     return [
         "## Depth and width",
         "Models of other depths and widths read the same rows of real text alone (share 0) and of "
-        "the same generators' text alone (share 1), at the same learning rate.",
-        "\n".join(seen(sizes, config)),
+        "the same generators' text alone (share 1). The generators and the learning rate stay as "
+        "they are, so that a larger model also has more to lose on real text.",
         Figure(
             folder / "sizes.png",
             "Excess loss on real text of synthetic text alone over real text alone, by width and "

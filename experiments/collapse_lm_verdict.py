@@ -7,6 +7,7 @@ import numpy as np
 from collapse_lm_runs import Array, Study
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
+from scipy.special import fdtrc
 
 from lmnoise.analyze.laws import estimates
 from lmnoise.analyze.mixtures import Curves
@@ -80,6 +81,15 @@ class Grid:
         ]
 
     @property
+    def spare_gain(self) -> Estimate:
+        """A tenth of the last gain of real text less that of synthetic text alone, paired.
+
+        Above 0 the curve of synthetic text alone is flat beside that of real text.
+        """
+        gains_PR = self.gains_PRB[:, :, -1]
+        return paired_difference(gains_PR[0] / 10, gains_PR[-1])
+
+    @property
     def squares_P(self) -> Array:
         """The prediction p2^2 c^2 of regression for the rise."""
         return self.shares_P**2 * self.quality_R.mean()
@@ -104,18 +114,35 @@ class Grid:
         return [mean_and_error(x_R) for x_R in self.rises_PR - predicted_PR]
 
     @property
-    def beyond_bounds(self) -> list[Estimate]:
-        """Measured rise less the bound, by mixed share."""
-        bounds_P1 = self.bounds_P[self.mixed_P, None]
-        return [mean_and_error(x_R) for x_R in self.rises_PR[self.mixed_P] - bounds_P1]
-
-    @property
     def beyond_real_part(self) -> list[Estimate]:
         """Measured rise less that of the real part alone, paired by seed, by mixed share.
 
         nan where the real part is smaller than the smallest size.
         """
         return [mean_and_error(x_R) for x_R in self.curves.added_PRB[self.mixed_P, :, -1]]
+
+    @property
+    def beyond_bounds(self) -> list[Estimate]:
+        """`beyond_real_part` less the bound: what the bound is about has as many real rows."""
+        bounds_P = self.bounds_P[self.mixed_P]
+        return [
+            e._replace(mean=e.mean - bound)
+            for e, bound in zip(self.beyond_real_part, bounds_P, strict=True)
+        ]
+
+    @property
+    def one_exponent_chance(self) -> float:
+        """Chance that fits with one exponent miss by so much more if there is one; nan for 3 sizes.
+
+        The F test of the extra sum of squares. It takes the errors of all losses as independent;
+        seeds in common make it find different exponents too rarely.
+        """
+        shares, _, sizes = self.curves.real_PRB.shape
+        if sizes == 3:
+            return float("nan")
+        free, shared = (sizes * (f.law.residual**2).sum() for f in (self.free, self.shared))
+        more, rest = shares - 1, shares * (sizes - 3)
+        return float(fdtrc(more, rest, (shared - free) / more / (free / rest)))
 
 
 def analyse(study: Study, config: ConfigDict) -> Grid:
@@ -140,8 +167,17 @@ def direction(estimate: Estimate) -> int:
     return int(low > 0) - int(high < 0)
 
 
+def told(estimate: Estimate, above: str, below: str, neither: str = "not shown") -> str:
+    """What the 95 % interval of a difference says."""
+    return {1: above, -1: below, 0: neither}[direction(estimate)]
+
+
 def shown_from(shares_P: Array, found: list[Estimate]) -> float | None:
-    """The least share from which on every interval lies above 0; None without one."""
+    """The least share from which on every interval lies above 0; None without one.
+
+    Tests in an order that is fixed beforehand, up to the first that fails, need no correction for
+    their number.
+    """
     at = None
     for share, estimate in zip(shares_P[::-1], found[::-1], strict=True):
         if direction(estimate) <= 0:

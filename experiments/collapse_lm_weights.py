@@ -9,8 +9,8 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from collapse_lm_lineages import verdict
 from collapse_lm_runs import FIRST, Array, Study, source, student_config
+from collapse_lm_verdict import told
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
@@ -115,25 +115,37 @@ def run(config: ConfigDict, workdir: Path, study: Study) -> Weighted:
 
 
 def seen(result: Weighted, config: ConfigDict) -> list[str]:
-    """Whether a weight beats the real part alone, a sentence a share."""
-    sentences = []
+    """Whether a weight beats the real part alone at the largest size, in a sentence."""
+    parts = []
     for p, share in enumerate(result.shares):
-        found, beats = [], []
-        for w, weight in enumerate(result.weights[1:], 1):
-            last = mean_and_error(result.above_WPRB[w, p, :, -1])
-            slope = mean_and_error(slopes(result.tokens_B, result.above_WPRB[w, p]))
-            beats += [f"{weight:g}"] if verdict(last, "", "better") == "better" else []
-            found.append(
-                f"weight {weight:g} {last.text(3)} ({verdict(last, 'worse', 'better')}), "
-                f"{slope.text(3)} more with each doubling of the tokens "
-                f"({verdict(slope, 'rises', 'falls')})"
-            )
-        sentences.append(
-            f"- Weights at share {share:g}: that one beats the real part alone after "
-            f"{result.tokens_B[-1]:,.0f} tokens is shown for {', '.join(beats) or 'none'}. Loss on "
-            f"real text above it, nats per token: {'; '.join(found)}."
+        last = [mean_and_error(above_RB[:, -1]) for above_RB in result.above_WPRB[1:, p]]
+        found = ", ".join(
+            f"w = {weight:g} {e.text(3)} ({told(e, 'worse', 'better')})"
+            for weight, e in zip(result.weights[1:], last, strict=True)
         )
-    return sentences
+        parts.append(f"at p2 = {share:g} {found}")
+    return [
+        f"- Weights w of synthetic rows ({result.tokens_B[-1]:,.0f} tokens): loss on real text "
+        f"less that of the real part alone (w = 0, in as many steps), {'; '.join(parts)}."
+    ]
+
+
+def _trends(result: Weighted) -> str:
+    """How the difference to the real part alone moves with the tokens, a line a share."""
+    lines = []
+    for p, share in enumerate(result.shares):
+        found = [
+            mean_and_error(slopes(result.tokens_B, above_RB))
+            for above_RB in result.above_WPRB[1:, p]
+        ]
+        moves = "; ".join(
+            f"w = {weight:g} {slope.text(3)} ({told(slope, 'rises', 'falls')})"
+            for weight, slope in zip(result.weights[1:], found, strict=True)
+        )
+        lines.append(
+            f"- At p2 = {share:g} each doubling of the tokens moves the difference by {moves}."
+        )
+    return "\n".join(lines)
 
 
 def expected(config: ConfigDict, result: Weighted) -> Array:
@@ -174,8 +186,9 @@ def blocks(result: Weighted, config: ConfigDict, folder: Path) -> list[str | Tab
         "The loss of a synthetic row counts w times that of a real one in the objective, so that "
         "synthetic rows are the fraction a = p2 w / (p1 + p2 w) of it. With w = 0 the real part is "
         "alone: the same real rows in the same steps, and the rest of each batch counts nothing. "
+        "The generators have read real text that the real part lacks, which may help too. "
         f"{_theory(result, config)}",
-        "\n".join(seen(result, config)),
+        _trends(result),
         Figure(
             folder / "weights.png",
             "Above: loss on real text less that of the real part alone, measured; bars are 95 % "
@@ -225,7 +238,7 @@ def _table(result: Weighted) -> Table:
                         fraction(weight, share),
                         mean_and_error(result.losses_WPRB[w, p, :, b]),
                         above if w else "",
-                        verdict(above, "worse", "better") if w else "the real part alone",
+                        told(above, "worse", "better") if w else "the real part alone",
                     )
                 )
     header = ("share p2", "tokens", "weight w", "fraction a", "loss on real text",

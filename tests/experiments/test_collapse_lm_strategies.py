@@ -217,15 +217,18 @@ def planted_weights():
 def test_what_is_said_of_weights_follows_the_numbers(tmp_path):
     config, result = small(), planted_weights()
     [sentence] = weights.seen(result, config)
-    assert "after 4,000 tokens is shown for none." in sentence
-    one, four = sentence.split("weight 4")
+    assert "(4,000 tokens)" in sentence
+    one, four = sentence.split("w = 4")
     assert "(worse)" in one
+    assert "(not shown)" in four
+    one, four = weights._trends(result).split("w = 4")
     assert "(rises)" in one
-    assert four.count("not shown") == 2
+    assert "(not shown)" in four
     turned = weights.Weighted(
         (0.5,), (0.0, 1.0, 4.0), result.tokens_B, result.losses_WPRB[..., ::-1]
     )
-    assert "after 4,000 tokens is shown for 1." in weights.seen(turned, config)[0]
+    assert "w = 1 -0.200" in weights.seen(turned, config)[0]
+    assert "(better), w = 4" in weights.seen(turned, config)[0]
     table = weights.blocks(result, config, tmp_path)[-1]
     verdicts = {(row[1], row[2]): row[-1] for row in table.rows}
     assert [verdicts[tokens, "1"] for tokens in (1000, 4000)] == ["better", "worse"]
@@ -248,12 +251,12 @@ def test_what_is_said_of_relabelling_follows_the_numbers(tmp_path):
     steps_TR = np.array([[0.1], [0.05], [0.0]]) + 0.001 * np.array([1.0, -1.0, 0.5])
     losses_TR = {iterate.GENERATOR: alone_R + steps_TR, iterate.ALONE: alone_R - steps_TR[::-1]}
     result = iterate.Iterated(0.5, 1000, alone_R + 0.3, alone_R, losses_TR)
-    from_generator, from_real = iterate.seen(result, small())
-    last, gained = from_generator.split("after one round")[1].split("from the first round")
-    assert last.lstrip().startswith("(worse)")
+    [sentence] = iterate.seen(result, small())
+    from_generator, from_real = sentence.split("; begun by the real part alone")
+    last, gained = from_generator.split("after one round ")[1].split(", by ")
+    assert last.startswith("(worse)")
     assert "(not shown)" in last
     assert "(better)" in gained
-    assert "from the real part alone" in from_real
     assert from_real.count("(better)") == 2
     table = iterate.blocks(result, small(), tmp_path)[-1]
     found = [row[3] for row in table.rows[2:]]
@@ -290,11 +293,12 @@ def test_what_is_said_of_generations_follows_the_numbers(tmp_path):
     [sentence] = generations.seen(result, small())
     replaced, rest = sentence.split("accumulate ", 1)
     accumulated, subsampled = rest.split("; accumulate-subsample ", 1)
-    assert "(rises)" in replaced
-    assert "(falls)" in accumulated
-    assert "(not shown)" in subsampled.split(". Of")[0]
-    assert "(better)" in subsampled
-    assert sentence.endswith("(no difference shown from regression's straight line).")
+    assert "(worse)" in replaced
+    assert "(better, 4 times the tokens)" in accumulated
+    assert "(not shown)" in subsampled
+    details = generations._details(result)
+    assert "(better)" in details
+    assert details.endswith("(no difference shown from regression's straight line).")
     table = generations.blocks(result, small(), tmp_path)[-1]
     assert [row[3] for row in table.rows] == [1000] * 4 + [1000, 2000, 3000, 4000] + [1000] * 4
 
