@@ -130,8 +130,10 @@ def sample(
     """Draws one token a row, (B,) int32; see `extend`. `top_p` None is the whole vocabulary.
 
     First a block of the vocabulary is drawn and then a token of it, each with a uniform number of
-    its own: two numbers a row where the largest of noised logits would take one a token, and the
-    rare tokens of large vocabularies are drawn as finely as the others.
+    its own: two numbers a row where the largest of noised logits would take one a token. Uniform
+    numbers and cumulative sums in float32 are steps of 1e-7, below which the rare tokens of a
+    large vocabulary would be lost in one sum over all; in two sums the draws are within 3e-5 of
+    the softmax in total variation at 262,144 tokens.
     """
     probability_BV = jax.nn.softmax(logits_BV / temperature, -1)
     if top_p is not None:
@@ -147,9 +149,12 @@ def sample(
 
 
 def _draw(uniform_B, mass_BN):
-    """The index of each row in proportion to its masses, (B,) int32; never one without mass."""
-    # Of cumulative sums neither the order nor the steps are exact.
-    reached_BN = jnp.where(mass_BN > 0, jnp.cumsum(mass_BN, -1), 0.0)
+    """The index of each row in proportion to its masses, (B,) int32; never one without mass.
+
+    Of nan it is 0, as `_largest` is: a token of the vocabulary whatever the logits are.
+    """
+    # A cumulative sum that is computed in parallel may fall, or rise where there is no mass.
+    reached_BN = jnp.where(mass_BN <= 0, 0.0, jnp.cumsum(mass_BN, -1))
     below_BN = reached_BN <= (uniform_B * reached_BN.max(-1))[:, None]
     return _first(~below_BN)
 
@@ -179,7 +184,8 @@ def _nucleus(probability_BV, top_p):
         return jnp.where(mass_B >= top_p, higher_B, least_B)
 
     least_B = jax.lax.fori_loop(0, 31, refine, jnp.zeros(len(bits_BV), jnp.int32))
-    return bits_BV >= least_B[:, None]
+    # Compared as floats, so that nan, whose sign bit may be set, is not left out.
+    return ~(probability_BV < jax.lax.bitcast_convert_type(least_B, jnp.float32)[:, None])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -131,6 +131,13 @@ def test_greedy_is_the_argmax_of_full_forwards_step_by_step():
     assert len({token for row in expected for token in row}) > 2
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_greedy_takes_the_first_of_equals_and_of_nan(value):
+    model, params = case("unrolled")
+    same = jax.tree.map(lambda leaf: np.full_like(leaf, value), params)
+    assert generate(model, same, PROMPTS, 4) == [[0] * 4] * 4
+
+
 def test_a_row_does_not_depend_on_the_others():
     write = functools.partial(generate, *case("llama"), new_tokens=4, top_p=0.9)
     found = write(prompts=PROMPTS, key=KEY)
@@ -222,6 +229,29 @@ def test_sampling_from_a_vocabulary_of_several_blocks():
     assert not counts[probability_V == 0].any()
     expected = probability_V[often] / probability_V[often].sum() * counts[often].sum()
     assert stats.chisquare(counts[often], expected).pvalue > 0.01
+
+
+def test_sampling_from_a_large_vocabulary():
+    """Rare tokens come too, of which one cumulative sum in float32 would lose 0.5 %."""
+    draws, size = 50_000, 262_144
+    probability_V = np.arange(1.0, size + 1) ** -1.3
+    probability_V /= probability_V.sum()
+    logits_1V = np.log(probability_V)[None].astype(np.float32)
+    draw = jax.vmap(lambda key: sample(key[None], logits_1V, 1.0, None)[0])
+    found = np.asarray(jax.jit(draw)(keys.row_keys(KEY, np.arange(draws))))
+    edges = np.unique(np.geomspace(1, size, 40).astype(int)) - 1
+    counts, _ = np.histogram(found, [*edges[:-1], size])
+    expected = draws * np.add.reduceat(probability_V, edges[:-1])
+    assert stats.chisquare(counts, expected).pvalue > 0.01
+
+
+@pytest.mark.parametrize("top_p", [None, 0.9])
+def test_a_draw_is_a_token_whatever_the_logits(top_p):
+    """50 tokens are 7 blocks of 8, whose last 6 places are none."""
+    logits_BV = np.full((4, 50), -np.inf, np.float32)
+    logits_BV[0], logits_BV[1, 3], logits_BV[2, 49] = np.nan, np.inf, 0.0
+    found = jax.jit(sample)(keys.row_keys(KEY, np.arange(4)), logits_BV, 1.0, top_p)
+    assert found.tolist() == [0, 0, 49, 0]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -1,13 +1,19 @@
 """The cache: one row alone, and what the compiler makes of it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmnoise.models import decoding
 from lmnoise.models.transformer import LanguageModel, gpt2
+from lmnoise.training.mesh import make_mesh
 
-CONFIG = gpt2(vocab_size=37, context=64, layers=2, width=16, heads=4, layers_as="unrolled")
+CONFIG = gpt2(vocab_size=37, context=64, layers=4, width=16, heads=4, layers_as="unrolled")
+SCANNED = dataclasses.replace(CONFIG, layers_as="scan")
 
 
 def parameters(model):
@@ -33,9 +39,10 @@ def test_a_row_alone_has_the_logits_of_the_full_forward():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_cache_is_written_in_place():
-    """Room for the cache of all steps, and none for a copy of it."""
-    model, batch = LanguageModel(CONFIG), 64
+@pytest.mark.parametrize("config", [CONFIG, SCANNED], ids=["unrolled", "scan"])
+def test_the_cache_is_written_in_place(config):
+    """Room for the cache of all steps and what one layer reads, and none for a copy of it."""
+    model, batch = LanguageModel(config), 64
 
     def steps(params, tokens_B1):
         length_B = jnp.ones(batch, jnp.int32)
@@ -53,3 +60,23 @@ def test_the_cache_is_written_in_place():
     program = jax.jit(steps).lower(params, tokens_B1).compile()
     whole = 2 * CONFIG.layers * batch * CONFIG.context * CONFIG.width * 4
     assert whole <= program.memory_analysis().temp_size_in_bytes < 1.5 * whole
+
+
+@pytest.mark.parametrize("config", [CONFIG, SCANNED], ids=["unrolled", "scan"])
+def test_the_cache_lies_over_the_mesh(config):
+    """Rows over the devices of `data`, groups over those of `model`."""
+    model, mesh = LanguageModel(config), make_mesh(data=4, model=2)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+
+    def begin(params, tokens_BS):
+        return decoding.prefill(model, params, tokens_BS, jnp.full(4, 3), 8)[1]
+
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        tokens_BS = jax.ShapeDtypeStruct((4, 3), jnp.int32, sharding=rows)
+        cache = jax.jit(begin).lower(params, tokens_BS).compile().output_shardings
+    stacked = [4] if config is SCANNED else []
+    shape = (*stacked, 4, CONFIG.heads, 8, CONFIG.head_width)
+    on_a_device = (*stacked, 1, CONFIG.heads // 2, 8, CONFIG.head_width)
+    found = jax.tree.leaves((cache.k_LBGTK, cache.v_LBGTK))
+    assert {sharding.shard_shape(shape) for sharding in found} == {on_a_device}
