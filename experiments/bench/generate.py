@@ -245,17 +245,21 @@ def speed_table(name: str, work: Work, results: Sequence[Result]) -> Table:
 
 
 def verdict(measured: Measured) -> list[str]:
-    """A sentence with each shape's factor to the fastest peer; none without a peer."""
+    """A sentence with each shape's factor to the fastest setting of the peer; none without one."""
     found = []
     for name, (_, results) in measured.items():
         for method in dict.fromkeys(r.contender.method for r in results):
             ours, *peers = [r for r in results if r.contender.method == method]
             if peers:
-                factor = min(np.median(peer.seconds / ours.seconds) for peer in peers)
-                found.append(f"{name} {method} {factor:.1f}")
+                factors = {p.contender.name: np.median(p.seconds / ours.seconds) for p in peers}
+                fastest = min(factors, key=factors.get)
+                found.append(f"{name}, {method}: {factors[fastest]:.1f} ({fastest})")
     if not found:
         return []
-    return [f"Times lmnoise's seconds that the fastest of the peer takes: {', '.join(found)}."]
+    return [
+        "Seconds of the peer's fastest setting, as multiples of lmnoise's for the same work "
+        f"(below 1 the peer is faster): {'; '.join(found)}."
+    ]
 
 
 def notes(measured: Measured, agreements: Mapping[str, Agreement], cores: int) -> str:

@@ -139,7 +139,7 @@ def test_ratios_are_of_the_same_round_and_method():
     assert rows[0]["tokens/s"] == "18 (3 to 32)"  # 4 rows of 8 tokens
     assert rows[0]["core-us a token"] == f"{11e6 / 32:.1f}"
     (sentence,) = bench.verdict(measured())
-    assert "tiny greedy 4.0, tiny sampling 9.0." in sentence
+    assert "tiny, greedy: 4.0 (transformers, threads: 1); tiny, sampling: 9.0 (" in sentence
     assert bench.verdict({"tiny": (TINY, [result("lmnoise", "greedy", [1.0])])}) == []
 
 
