@@ -13,6 +13,7 @@ import functools
 from pathlib import Path
 
 import collapse_lm_generations as generations
+import collapse_lm_head as head
 import collapse_lm_iterate as iterate
 import collapse_lm_report as report
 import collapse_lm_runs as runs
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: Path, folder: Path, command: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     grid = verdict.analyse(found, config)
     seen = [line for chapter, result in results for line in chapter.seen(result, config)]
-    blocks = [*report.head(grid, config, seen), *report.blocks(grid, config, folder)]
+    blocks = [*head.head(grid, config, seen), *report.blocks(grid, config, folder)]
     for chapter, result in results:
         blocks += chapter.blocks(result, config, folder)
     blocks.append(f"## Run it\n\n```bash\n{command}\n```")

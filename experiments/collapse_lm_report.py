@@ -1,163 +1,17 @@
-"""Report of the main grid of the collapse study: what was seen, then its figures and tables."""
+"""Chapters of the main grid in the report of the collapse study: figures, tables, details."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import collapse_lm_figures as figures
 import numpy as np
+from collapse_lm_head import agreement, exceeded, mixed, named
 from collapse_lm_verdict import Grid, direction, shown_from
 from ml_collections import ConfigDict
 
 from lmnoise.analyze.laws import at_end, estimates
-from lmnoise.analyze.mixtures import quality
-from lmnoise.evaluation.powerlaw import Bootstrap
 from lmnoise.report import Estimate, Figure, Table, mean_and_error, write_csv
 
 BARS = "Bars: 95 % intervals over seeds."
-
-
-def head(grid: Grid, config: ConfigDict, others: Sequence[str]) -> list[str]:
-    """At which scale, and what was seen; `others` are the list items of the other chapters."""
-    curves, data = grid.curves, config.data
-    generator = config.generator.steps * config.train.batch_size * data.length
-    scale = (
-        f"Models of {curves.parameters:,} parameters ({config.model.layers} layers, width "
-        f"{config.model.width}) are trained on {curves.tokens_B[0]:,.0f} to "
-        f"{curves.tokens_B[-1]:,.0f} tokens; a share p2 of the rows is synthetic. The same shape, "
-        f"trained on {generator:,} tokens of `{data.source}`, wrote them: another generator for "
-        f"each of {len(curves.seeds)} seeds. Numbers are nats per token of held-out text, ± half "
-        "of the 95 % interval over seeds (and so over generators); differences are paired by seed. "
-        "Shown is what such an interval excludes 0 for. Intervals are not widened for being many: "
-        "where there is nothing, one in twenty still excludes 0. The largest run reads the real "
-        f"text {_epochs(grid, curves.real_tokens)} and, at p2 = 1, the synthetic text "
-        f"{_epochs(grid, curves.synthetic_tokens)}."
-    )
-    sentences = [
-        plateau_sentence(grid),
-        floor_sentence(grid),
-        shared_floor_sentence(grid),
-        rise_sentence(grid),
-        fitting_sentence(grid),
-        quality_sentence(grid),
-    ]
-    return [scale, "\n".join([*(f"- {sentence}" for sentence in sentences), *others])]
-
-
-def plateau_sentence(grid: Grid) -> str:
-    """Whether the curve of synthetic text alone is flat where that of real text is not."""
-    tokens_B, gains = grid.curves.tokens_B, grid.last_gains
-    plateau = direction(gains[0]) > 0 and direction(grid.spare_gain) > 0
-    return (
-        f"A plateau in these sizes is {'shown' if plateau else 'not shown'}: from "
-        f"{tokens_B[-2]:,.0f} to {tokens_B[-1]:,.0f} tokens synthetic text alone still gains "
-        f"{gains[-1].text(3)}, real text alone {gains[0].text(3)} (a plateau would gain less than "
-        "a tenth of that)."
-    )
-
-
-def floor_sentence(grid: Grid) -> str:
-    """Whether the floor grows with the share, by fits that assume nothing of the exponents."""
-    law = grid.free.law
-    if law.residual.max() > 2 * grid.curves.chance:
-        shown = "not shown, because the law does not hold in these sizes"
-    else:
-        shown = _growth(grid, grid.free, "shown")
-    return (
-        "Beyond these sizes, by fits L = a n^-b + floor with an exponent b for each share: that "
-        f"the floor grows with p2 is {shown}: {_floor_numbers(grid, grid.free)}."
-    )
-
-
-def shared_floor_sentence(grid: Grid) -> str:
-    """The same if all shares have one exponent, and whether the losses contradict that."""
-    chance = grid.one_exponent_chance
-    test = f"F test, p = {chance:.2g}"
-    if chance < 0.05:
-        shown, holds = f"not shown, because the losses contradict that ({test})", ""
-    else:
-        shown = _growth(grid, grid.shared, "shown if that is true")
-        holds = f" The losses do not contradict it ({test}), which does not prove it."
-    if np.isnan(chance):
-        holds = " Three sizes cannot tell whether it is true."
-    return (
-        "The same if one exponent for all shares is assumed, so that floors stand for all that "
-        f"differs between them: {shown}: {_floor_numbers(grid, grid.shared)}.{holds}"
-    )
-
-
-def _growth(grid: Grid, fits: Bootstrap, shown: str) -> str:
-    """`shown` if the slope of the floors is above 0 and no fit is at an end of its range."""
-    [slope] = estimates(fits.floor_slope(grid.shares_P))
-    ends = [f"{p:g}" for p, end in zip(grid.shares_P, at_end(fits.law), strict=True) if end]
-    if ends:
-        return f"not shown, because the fit is at an end of its range at {_shares(ends)}"
-    return shown if direction(slope) > 0 else "not shown"
-
-
-def _floor_numbers(grid: Grid, fits: Bootstrap) -> str:
-    [slope] = estimates(fits.floor_slope(grid.shares_P))
-    rise = estimates(fits.floor_rises())[-1]
-    return (
-        f"a slope of {slope.text(3)} from p2 = 0 to 1, and at p2 = 1 a floor {rise.text(3)} above "
-        "that of p2 = 0"
-    )
-
-
-def rise_sentence(grid: Grid) -> str:
-    """The cost at the largest size in nats, and from which share on it shows."""
-    rises = [mean_and_error(x_R) for x_R in grid.rises_PR]
-    at = shown_from(grid.shares_P[1:], rises[1:])
-    where = "at no share from which on it stays so" if at is None else f"from p2 = {at:g} on"
-    some = "; ".join(
-        f"{e.text(3)} at p2 = {p:g}" for p, e in zip(grid.shares_P[1:], rises[1:], strict=True)
-    )
-    return (
-        f"At {grid.curves.tokens_B[-1]:,.0f} tokens synthetic rows in place of real ones raise the "
-        f"loss on real text, shown {where}: {some}."
-    )
-
-
-def fitting_sentence(grid: Grid) -> str:
-    """Which predictions of that rise no share between 0 and 1 contradicts."""
-    fits = {
-        "regression's p2² c²": not any(map(direction, _mixed(grid, grid.beyond_squares))),
-        "the real part alone (as if the synthetic rows did nothing)": not any(
-            map(direction, grid.beyond_real_part)
-        ),
-        "the real part alone and the bound of an unrestricted model": all(
-            direction(e) <= 0 for e in grid.beyond_bounds
-        ),
-    }
-    lines = [
-        f"{words} {', '.join(names)}"
-        for words, holds in (("not contradicted:", True), ("contradicted at some share:", False))
-        if (names := [name for name, fit in fits.items() if fit == holds])
-    ]
-    return f"Predictions of that rise between p2 = 0 and 1: {'; '.join(lines)}."
-
-
-def quality_sentence(grid: Grid) -> str:
-    """The measured quality of the generators."""
-    return (
-        "Quality c² of the generators, their loss on real text less that of the largest models of "
-        f"real text alone: {mean_and_error(grid.quality_R).text(3)}. The largest models of their "
-        f"text alone are {quality(grid.curves).text(3)} above real text alone."
-    )
-
-
-def theory_list(grid: Grid) -> str:
-    """At which shares each prediction agrees with the rise at the largest size."""
-    mixed = [f"{share:g}" for share in grid.shares_P[grid.mixed_P]]
-    bound = [s for s, e in zip(mixed, grid.beyond_bounds, strict=True) if direction(e) > 0]
-    lines = (
-        f"Regression, p2² c²: {_agreement(mixed, _mixed(grid, grid.beyond_squares))}. At p2 = 1 it "
-        f"says c², and the rise less c² is {grid.beyond_squares[-1].text(3)}.",
-        "The real part alone, as if the synthetic rows did nothing: "
-        f"{_agreement(mixed, grid.beyond_real_part)}.",
-        "The bound -log(1 - p2) / S: the rise over the real part alone is shown to exceed it at "
-        f"{_shares(bound)}.",
-    )
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def floor_list(grid: Grid) -> str:
@@ -167,22 +21,21 @@ def floor_list(grid: Grid) -> str:
         found = estimates(fits.floor_rises())
         at = shown_from(grid.shares_P[1:], found[1:])
         where = "no share from which on it stays so" if at is None else f"p2 = {at:g} and all above"
-        against = {
-            "p2² c²": _agreement(
-                [f"{share:g}" for share in grid.shares_P[1:]],
-                [_less(e, x) for e, x in zip(found, grid.squares_P, strict=True)][1:],
-            ),
-            "the bound -log(1 - p2) / S": _agreement(
-                [f"{share:g}" for share in grid.shares_P[grid.mixed_P]],
-                _mixed(grid, [_less(e, x) for e, x in zip(found, grid.bounds_P, strict=True)]),
-            ),
-        }
-        said = "; ".join(f"against {what}, {words}" for what, words in against.items())
+        squares, bounds = (
+            [e._replace(mean=e.mean - x) for e, x in zip(found, prediction_P.tolist(), strict=True)]
+            for prediction_P in (grid.squares_P, grid.bounds_P)
+        )
+        names = [f"{share:g}" for share in grid.shares_P]
+        bound = exceeded(
+            [n for n, m in zip(names, grid.mixed_P, strict=True) if m], mixed(grid, bounds)
+        )
+        missed = np.sqrt((fits.law.residual**2).mean())
         lines.append(
-            f"- With {name} the floor is shown above that of p2 = 0 at {where}; {said}. The fits "
-            f"miss the mean losses by {np.sqrt((fits.law.residual**2).mean()):.2g} nats (root mean "
-            f"square; worst share {fits.law.residual.max():.2g}); the losses' chance error is "
-            f"{grid.curves.chance:.2g}."
+            f"- With {name}, if the law holds, the floor is above that of p2 = 0 at {where}; for "
+            f"it p2² c² is {agreement(names[1:], squares[1:])}, and the bound of an unrestricted "
+            f"model, -log(1 - p2) / S, is exceeded at {bound}. The fits miss the mean losses by "
+            f"{missed:.2g} nats (root mean square; worst share {fits.law.residual.max():.2g}); the "
+            f"losses' chance error is {grid.curves.chance:.2g}."
         )
     flatter = [
         f"{share:g}"
@@ -191,17 +44,13 @@ def floor_list(grid: Grid) -> str:
     ]
     lines.append(
         f"- The last doubling gains less than at p2 = 0, without any fit: shown for "
-        f"{_shares(flatter)}."
+        f"{named(flatter)}."
     )
     lines.append(
         "- c² over the fitted floor of real text, instead of over the largest models: "
         f"{grid.quality_over_floor.text(3)}."
     )
     return "\n".join(lines)
-
-
-def _less(estimate: Estimate, prediction: float) -> Estimate:
-    return estimate._replace(mean=estimate.mean - float(prediction))
 
 
 def blocks(grid: Grid, config: ConfigDict, folder: Path) -> list[str | Table | Figure]:
@@ -234,7 +83,8 @@ def _floor_chapter(grid: Grid, folder: Path) -> list[str | Table | Figure]:
         "A floor is an extrapolation: over a short range of sizes a lower floor with a smaller "
         "exponent fits almost as well. One exponent for all shares is an assumption that makes "
         "the floors comparable; both fits are given. Intervals: bootstrap over seeds, the same "
-        "draws for all shares; where a fit is at an end of its range they are too narrow.",
+        "draws for all shares. A resampled fit cannot leave its range, so that at an end of it "
+        "they are too narrow.",
         floor_list(grid),
         table,
         _figure(
@@ -261,7 +111,7 @@ def _rise_chapter(grid: Grid, folder: Path) -> list[str | Table | Figure]:
         "ones: a model that makes nothing of them ends where the real part alone does, the curve "
         "of p2 = 0 at (1 - p2) n tokens, read between the sizes by a monotone cubic (which may "
         "read 0.001 nats too little); the bound comes on top of that.",
-        theory_list(grid),
+        f"At p2 = 1 regression says c², and the rise less c² is {grid.beyond_squares[-1].text(3)}.",
         _figure("rises", grid, folder, f"The rise at the largest size by share. {BARS}"),
         table,
     ]
@@ -349,33 +199,5 @@ def _rises(grid: Grid) -> Table:
     )
 
 
-def _mixed(grid: Grid, found: Sequence[Estimate]) -> list[Estimate]:
-    return [e for e, mixed in zip(found, grid.mixed_P, strict=True) if mixed]
-
-
-def _agreement(shares: Sequence[str], beyond: Sequence[Estimate]) -> str:
-    """At which shares what was found less a prediction is not told from 0, above or below it."""
-    known = [(s, direction(e)) for s, e in zip(shares, beyond, strict=True) if np.isfinite(e.mean)]
-    ways = {
-        0: "not told from it at",
-        1: "above it at",
-        -1: "below it at",
-    }
-    parts = [
-        f"{words} {_shares([s for s, way in known if way == sign])}"
-        for sign, words in ways.items()
-        if any(way == sign for _, way in known)
-    ]
-    return ", ".join(parts) or "not known at any"
-
-
-def _shares(shares: Sequence[str]) -> str:
-    return f"p2 = {', '.join(shares)}" if shares else "no share"
-
-
 def _text(estimate: Estimate) -> str:
     return estimate.text() if np.isfinite(estimate.mean) else "below the sizes"
-
-
-def _epochs(grid: Grid, tokens: int) -> str:
-    return f"{grid.curves.tokens_B[-1] / tokens:.2f} times"

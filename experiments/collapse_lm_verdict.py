@@ -7,7 +7,6 @@ import numpy as np
 from collapse_lm_runs import Array, Study
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from scipy.special import fdtrc
 
 from lmnoise.analyze.laws import estimates
 from lmnoise.analyze.mixtures import Curves
@@ -131,18 +130,19 @@ class Grid:
         ]
 
     @property
-    def one_exponent_chance(self) -> float:
-        """Chance that fits with one exponent miss by so much more if there is one; nan for 3 sizes.
+    def exponent_slope(self) -> Estimate:
+        """Slope of the free fits' exponents against the share; 0 if there is one exponent."""
+        x_P = self.shares_P - self.shares_P.mean()
+        [slope] = estimates(self.free.interval(lambda law, _: law.exponent @ x_P / (x_P @ x_P)))
+        return slope
 
-        The F test of the extra sum of squares. It takes the errors of all losses as independent;
-        seeds in common make it find different exponents too rarely.
+    @property
+    def beyond_reached(self) -> Estimate:
+        """The fitted floor of share 1 less the loss of share 0 at the largest size, paired.
+
+        Above 0 the floor grows with the share, whatever the floor of share 0.
         """
-        shares, _, sizes = self.curves.real_PRB.shape
-        if sizes == 3:
-            return float("nan")
-        free, shared = (sizes * (f.law.residual**2).sum() for f in (self.free, self.shared))
-        more, rest = shares - 1, shares * (sizes - 3)
-        return float(fdtrc(more, rest, (shared - free) / more / (free / rest)))
+        return estimates(self.free.interval(lambda law, y: law.floor - y[..., 0, -1:]))[-1]
 
 
 def analyse(study: Study, config: ConfigDict) -> Grid:
