@@ -254,6 +254,14 @@ def test_a_draw_is_a_token_whatever_the_logits(top_p):
     assert found.tolist() == [0, 0, 49, 0]
 
 
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 9), (1 - 2**-23, 37)])
+def test_the_ends_of_the_uniform_numbers_are_tokens_with_mass(uniform, token, monkeypatch):
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, uniform))
+    logits_1V = np.full((1, 50), -np.inf, np.float32)
+    logits_1V[0, 9:38] = 0.0
+    assert sample(keys.row_keys(KEY, np.arange(1)), logits_1V, 1.0, None).tolist() == [token]
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), top_p=st.floats(0.01, 0.99), spread=st.floats(0.1, 20.0))
 def test_the_nucleus_is_the_smallest_set(seed, top_p, spread):
