@@ -170,6 +170,15 @@ def test_shares_count_from_where_all_larger_ones_are_above():
     assert verdict.shown_from(shares, [sure(x) for x in (1, 1, 1, 0)]) is None
 
 
+def test_the_excess_of_a_size_is_paired_at_the_sizes_chosen():
+    curves = with_floors(0.4 * SHARES**2).curves
+    chosen_B = np.array([False, True, False, True, False])
+    size = sizes._size(2, 32, curves, chosen_B)
+    np.testing.assert_array_equal(size.tokens_B, TOKENS[chosen_B])
+    np.testing.assert_array_equal(size.real_RB, curves.real_PRB[0][:, chosen_B])
+    np.testing.assert_allclose(size.excess_RB, 0.4, atol=0.02)
+
+
 def test_larger_models_amplify_where_the_excess_grows():
     config = CONFIGS.get_config("laptop")
     rng = np.random.default_rng(0)

@@ -133,7 +133,16 @@ def random_model(config, seed):
     return Checkpoint(f"model-{seed}", model, params, "bytes", None, None, f"model {seed}", "")
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.fixture
+def compiled_soon():
+    """Programs that are compiled fast and run slowly."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("one_device", "compiled_soon")
 def test_relabelled_texts_keep_their_beginnings_and_change_after_them(tmp_path):
     (tmp_path / "text").mkdir()
     letters = np.random.default_rng(0).choice(list("aeiou nrst"), size=(20, 200))
