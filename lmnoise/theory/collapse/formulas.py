@@ -2,9 +2,11 @@
 
 Real labels are `x.w1 + noise`, synthetic ones `x.w2 + noise`, with `x ~ N(0, Sigma)`,
 `w1 ~ N(0, Gamma)` and `w2 - w1 ~ N(0, Delta)`. Of Gamma and Delta only the diagonals in the
-eigenbasis of Sigma matter: see `rotation.diagonals` for dense matrices. The statements hold in the
-limit of many samples and dimensions; at a few hundred of each they are within a fraction of a per
-cent, except near the interpolation threshold (5 % at n = 220, D = 200 without penalty).
+eigenbasis of Sigma matter: see `rotation.diagonals` for dense matrices. The theorems draw w1 and
+w2 - w1 independently; `cross`, for those that are not, is derived here (`_cross`). The statements
+hold in the limit of many samples and dimensions; at a few hundred of each they are within a
+fraction of a per cent, except near the interpolation threshold (5 % at n = 220, D = 200 without
+penalty).
 
 Everything is computed in float64, whatever JAX's setting, broadcasts over the scalar arguments,
 can be differentiated any number of times, and is infinite exactly where the error diverges: in the
@@ -26,6 +28,7 @@ from jax.typing import ArrayLike
 
 from lmnoise.theory.arguments import (
     broadcast,
+    checked,
     in_float64,
     not_negative,
     positive,
@@ -55,7 +58,8 @@ class Errors(NamedTuple):
     Attributes:
       bias: what would remain without label noise and without synthetic data's shift.
       variance: from the label noise of both parts.
-      collapse: from the shift of the synthetic labels; zeta in the paper.
+      collapse: from the shift of the synthetic labels; zeta in the paper. With `cross` also what
+        the shift's correlation with the real law adds, which may be below 0.
       total: the sum.
       effective_ridge: kappa of plain ridge, theta of random projections.
     """
@@ -80,6 +84,7 @@ def ridge(
     penalty: ArrayLike,
     weight_real: ArrayLike = 1.0,
     weight_synthetic: ArrayLike = 1.0,
+    cross: ArrayLike | None = None,
 ) -> Errors:
     """Theorem 1: ridge regression, `min (1/n) sum_i weight_i (x_i.w - y_i)^2 + penalty |w|^2`.
 
@@ -94,6 +99,9 @@ def ridge(
       noise_real, noise_synthetic: standard deviations of the label noise.
       penalty: lambda >= 0; 0 is the limit from above, the interpolator of least norm.
       weight_real, weight_synthetic: weights of a sample, above 0.
+      cross: diagonal of `E w1 (w2 - w1)^T` in Sigma's eigenbasis, (D,), of any sign; None where
+        the two are independent, as in the theorems. No law has `cross^2 > prior * shift`, which
+        estimates may exceed and is not refused.
 
     Returns:
       float64 arrays in the common shape of the arguments after `shift`.
@@ -118,6 +126,7 @@ def random_projection(
     width: ArrayLike,
     weight_real: ArrayLike = 1.0,
     weight_synthetic: ArrayLike = 1.0,
+    cross: ArrayLike | None = None,
 ) -> Errors:
     """Theorem 2: ridge regression on the `width` features `S x`, S i.i.d. N(0, 1/D).
 
@@ -141,6 +150,8 @@ def _errors(arguments: dict[str, Any], width: ArrayLike | None) -> Errors:
     vectors = {
         name: not_negative(name, arguments.pop(name)) for name in ("eigenvalues", "prior", "shift")
     }
+    if (cross := arguments.pop("cross")) is not None:
+        vectors["cross"] = checked("cross", cross, lambda x: x == x, "an array of numbers")
     same_shape(**vectors)
     scalars = {
         name: (positive if name.startswith("weight") else not_negative)(name, value)
@@ -150,7 +161,7 @@ def _errors(arguments: dict[str, Any], width: ArrayLike | None) -> Errors:
         scalars["width"] = positive("width", width)
     scalars = broadcast(**scalars)
     positive("n_real + n_synthetic", scalars["n_real"] + scalars["n_synthetic"])
-    return _evaluate(*vectors.values(), scalars)
+    return _evaluate(tuple(vectors.values()), scalars)
 
 
 class _Fit(NamedTuple):
@@ -177,17 +188,17 @@ class _Mixture(NamedTuple):
 
     Attributes:
       noise: label noise a sample (variance), with these weights.
-      shift: squared effective share of the synthetic part.
+      share: effective share q2 of the synthetic part; that of the real part is 1 - q2.
       mismatch: variance that a shift of unit size adds to the labels' noise.
-      slant: the same where the fit falls short, from weighting the parts unequally.
+      tilt: `q1 q2` times the difference of the weights in effect, synthetic less real.
       worth: number of equally weighted samples that they are worth, at most n.
       lost: `n - worth`, computed without cancellation.
     """
 
     noise: jax.Array
-    shift: jax.Array
+    share: jax.Array
     mismatch: jax.Array
-    slant: jax.Array
+    tilt: jax.Array
     worth: jax.Array
     lost: jax.Array
 
@@ -201,6 +212,7 @@ class _Traces(NamedTuple):
       shift_missed, shift_fitted: the same of Delta.
       shift_learnt: `tr Delta S^3 (S + t)^-2`.
       shift_lost: `tr Delta S t (S + t)^-1`.
+      cross_missed, cross_fitted, cross_lost: the same of `cross`.
     """
 
     prior_missed: jax.Array
@@ -209,37 +221,42 @@ class _Traces(NamedTuple):
     shift_fitted: jax.Array
     shift_learnt: jax.Array
     shift_lost: jax.Array
+    cross_missed: ArrayLike = 0.0
+    cross_fitted: ArrayLike = 0.0
+    cross_lost: ArrayLike = 0.0
 
 
-def _traces(s_D, prior_D, shift_D, theta_N) -> tuple[Degrees, _Traces]:
+def _traces(spectra, theta_N) -> tuple[Degrees, _Traces]:
     """All sums over the spectrum, which share their divisions."""
 
-    def terms(s, prior, shift):
+    def terms(s, prior, shift, *cross):
         inverse = resolvent(s, theta_N)
         fitted, missed = s * inverse, theta_N * inverse
-        sums = _Traces(
-            prior_missed=prior * s * missed**2,
-            prior_fitted=prior * fitted**2,
-            shift_missed=shift * s * missed**2,
-            shift_fitted=shift * fitted**2,
-            shift_learnt=shift * s * fitted**2,
-            shift_lost=shift * s * missed,
+        sums = (
+            prior * s * missed**2,
+            prior * fitted**2,
+            shift * s * missed**2,
+            shift * fitted**2,
+            shift * s * fitted**2,
+            shift * s * missed,
         )
-        return *degree_terms(s, theta_N), *sums
+        products = (x * y for x in cross for y in (s * missed**2, fitted**2, s * missed))
+        return *degree_terms(s, theta_N), *sums, *products
 
-    sums = sum_over(terms, theta_N.size, s_D, prior_D, shift_D)
-    split = len(sums) - len(_Traces._fields)
+    s_D = spectra[0]
+    sums = sum_over(terms, theta_N.size, *spectra)
+    split = len(Degrees._fields) - 1
     return Degrees(*sums[:split], rank(s_D)), _Traces(*sums[split:])
 
 
-def _evaluate(s_D, prior_D, shift_D, scalars) -> Errors:
+def _evaluate(spectra, scalars) -> Errors:
     """The errors at any number of settings."""
     shape = scalars["penalty"].shape
     flat = {name: value.ravel() for name, value in scalars.items()}
     count = flat["penalty"].size
     on_cpu = jax.default_backend() == "cpu"
-    size = AT_ONCE if on_cpu else max(1, HELD // s_D.size)
-    solve = functools.partial(_evaluate_part, s_D, prior_D, shift_D)
+    size = AT_ONCE if on_cpu else max(1, HELD // spectra[0].size)
+    solve = functools.partial(_evaluate_part, spectra)
     if count <= size:
         errors = solve(flat)
     else:
@@ -267,12 +284,13 @@ def _on_all_cores(solve: Callable[..., Errors], parts: dict[str, jax.Array]) -> 
 
 
 @jax.jit
-def _evaluate_part(s_D, prior_D, shift_D, scalars) -> Errors:
+def _evaluate_part(spectra, scalars) -> Errors:
+    s_D, _, shift_D, *_ = spectra
     width, penalty = scalars.get("width"), scalars["penalty"]
     groups = Groups(*(scalars[name] for name in Groups._fields))
     level = penalty if width is None else penalty * (s_D.shape[0] / width)
     theta = effective_ridge(s_D, groups, width, level)
-    df, traces = _traces(s_D, prior_D, shift_D, theta)
+    df, traces = _traces(spectra, theta)
     fit = _fit(df, theta, groups.n, width, level)
     mixture = _mixture(df, fit, groups, scalars["noise_real"], scalars["noise_synthetic"])
 
@@ -286,9 +304,33 @@ def _evaluate_part(s_D, prior_D, shift_D, scalars) -> Errors:
     variance = _times(fluctuation, mixture.noise)
     moved = traces.shift_learnt + _times(rise, traces.shift_missed)
     moved += _times(leakage, traces.shift_fitted)
-    mismatch = mixture.mismatch * (shift_D * s_D).sum() + mixture.slant * traces.shift_lost
-    collapse = _times(mixture.shift, moved) + _times(fluctuation, mismatch)
+    mismatch = mixture.mismatch * (shift_D * s_D).sum()
+    mismatch += 2 * mixture.share * mixture.tilt * traces.shift_lost
+    collapse = _times(mixture.share**2, moved) + _times(fluctuation, mismatch)
+    if len(spectra) > 3:
+        collapse += _cross(traces, mixture, inflation, leakage, fluctuation)
     return Errors(bias, variance, collapse, bias + variance + collapse, theta)
+
+
+def _cross(traces: _Traces, mixture: _Mixture, inflation, leakage, fluctuation) -> jax.Array:
+    """What the product `cross` of real law and shift adds; derived here, not in the paper.
+
+    The fit is `A w1 + A2 (w2 - w1) + noise`, where A is what a fit to real labels alone makes of
+    their law and A2 the part of it by the synthetic samples, so the term is
+    `2 E tr (A - 1)^T Sigma A2 M` with M the cross. For equal weights samples are alike and A2 is
+    worth `p2 A`; with `E A = Sigma (Sigma + t)^-1` and bias(M) the bias with M for Gamma it is
+
+        2 p2 [bias(M) - tr M Sigma t (Sigma + t)^-1].
+
+    For other weights `2 A^T Sigma A2` has the mean of `A^T Sigma A + A2^T Sigma A2 -
+    A1^T Sigma A1`, of which the theorem gives all three: p2 becomes q2, and their labels' noise
+    no longer cancels.
+    """
+    bias = inflation * traces.cross_missed + leakage * traces.cross_fitted
+    noise = fluctuation * mixture.tilt * traces.cross_lost
+    # Where the errors diverge this term is not larger than the others, and does not undo that.
+    finite = jnp.isfinite(inflation)
+    return jnp.where(finite, 2 * (mixture.share * (bias - traces.cross_lost) + noise), 0.0)
 
 
 def _fit(df: Degrees, theta, n, width, level) -> _Fit:
@@ -320,12 +362,13 @@ def _mixture(df: Degrees, fit: _Fit, groups: Groups, noise_real, noise_synthetic
 
     real, more_real = effective(groups.weight_real)
     synthetic, more_synthetic = effective(groups.weight_synthetic)
+    share = shares[1] * synthetic
     spread = shares[0] * more_real**2 + shares[1] * more_synthetic**2
     return _Mixture(
         noise=shares[0] * (real * noise_real) ** 2 + shares[1] * (synthetic * noise_synthetic) ** 2,
-        shift=(shares[1] * synthetic) ** 2,
+        share=share,
         mismatch=shares[0] * shares[1] * (real * synthetic) ** 2,
-        slant=2 * shares[0] * real * (shares[1] * synthetic) ** 2 * (more_synthetic - more_real),
+        tilt=shares[0] * real * share * (more_synthetic - more_real),
         worth=n / (1 + spread),
         lost=n * spread / (1 + spread),
     )
