@@ -88,10 +88,14 @@ def _check(config: ConfigDict) -> None:
         shares = list(own.shares)
         if shares != sorted(set(shares)) or shares[0] != 0 or not 0.1 <= shares[-1] <= 1:
             raise UserError(f"{key}.shares: {shares} must rise from 0 to between 0.1 and 1")
-        if len(shares) > len(COLOURS):
-            raise UserError(f"{key}.shares has {len(shares)} values: give {len(COLOURS)} at most")
         if model == "features" and own.penalty <= 0:
             raise UserError(f"{key}.penalty: {own.penalty} must be above 0")
+    different = {share for m in MODELS for a in AXES for share in config[m][a].shares}
+    if len(different) > len(COLOURS):
+        raise UserError(
+            f"config.features and config.networks have {len(different)} different shares: give "
+            f"{len(COLOURS)} at most"
+        )
     for name in config.images:
         own = pictures(name, config.data_dir, config.pool)
         if not 0 <= config.quality <= 1 - 1 / own.classes:

@@ -1,6 +1,6 @@
 """Figures of the study of images, and their tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from collapse_chapter import log_scale
@@ -8,21 +8,22 @@ from collapse_images_series import AXES, MODELS, Series
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
-from lmnoise.report import COLOURS, Table, style
+from lmnoise.report import Table, style
 
 TITLES = {"network": "labels of a weaker network", "flips": "flipped labels"}
 # Rises, which may be below 0, are drawn on a linear scale between minus this and this.
 _LINEAR = 1e-3
 
 
-def drawing(pair: Sequence[Series], longest: int) -> Figure:
+def drawing(pair: Sequence[Series], longest: int, colours: Mapping[float, str]) -> Figure:
     """Errors, and below them what they exceed those on real labels by; a column a kind.
 
     Args:
       pair: one series a kind, alike in all else.
       longest: n up to which the theory is drawn.
+      colours: of all shares.
     """
     with style():
         figure = Figure(figsize=(9.6, 7.6))
@@ -30,20 +31,27 @@ def drawing(pair: Sequence[Series], longest: int) -> Figure:
         for column, own in zip(axes.T, pair, strict=True):
             grid = _grid(own, longest)
             theory_PG = None if own.law is None else own.theory(grid)
-            _errors(column[0], own, grid, theory_PG)
-            _rises(column[1], own, grid, theory_PG)
+            own_colours = [colours[share] for share in own.shares]
+            _errors(column[0], own, grid, theory_PG, own_colours)
+            _rises(column[1], own, grid, theory_PG, own_colours)
             column[0].set_title(f"{TITLES[own.kind]}, $c^2$ = {own.quality:.2g}")
             for axis in column:
                 _threshold(axis, own)
                 axis.set_xscale("log")
             log_scale(column[0], "y")
-            column[0].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            column[0].yaxis.set_minor_locator(NullLocator())
+            column[0].yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
             column[1].set_yscale("symlog", linthresh=_LINEAR)
             column[1].axhline(0, color="0.6", linewidth=0.8, zorder=0)
             axis.set_xlabel(f"{AXES[own.axis]}{', real and synthetic' * (own.axis == 'samples')}")
-        axes[0, 0].set_ylabel("test error on real labels")
+        axes[0, 0].set_ylabel("squared test error, real labels")
         axes[1, 0].set_ylabel("rise over real labels alone")
-        figure.legend(handles=_handles(pair[0]), loc="outside lower center", ncols=6, fontsize=8.5)
+        figure.legend(
+            handles=_handles(pair[0], own_colours),
+            loc="outside lower center",
+            ncols=6,
+            fontsize=8.5,
+        )
     return figure
 
 
@@ -52,15 +60,27 @@ def _grid(own: Series, longest: int) -> np.ndarray:
     return np.geomspace(own.size_B[0], last, 160)
 
 
-def _errors(axis: Axes, own: Series, grid: np.ndarray, theory_PG: np.ndarray) -> None:
-    for p, colour in enumerate(COLOURS[: len(own.shares)]):
+def _errors(
+    axis: Axes,
+    own: Series,
+    grid: np.ndarray,
+    theory_PG: np.ndarray | None,
+    colours: Sequence[str],
+) -> None:
+    for p, colour in enumerate(colours):
         if own.law is not None:
             axis.plot(grid, theory_PG[p], color=colour, linewidth=1.2)
         _bars(axis, own, [own.error(p, b) for b in range(len(own.size_B))], colour)
 
 
-def _rises(axis: Axes, own: Series, grid: np.ndarray, theory_PG: np.ndarray) -> None:
-    for p, (share, colour) in enumerate(zip(own.shares, COLOURS, strict=False)):
+def _rises(
+    axis: Axes,
+    own: Series,
+    grid: np.ndarray,
+    theory_PG: np.ndarray | None,
+    colours: Sequence[str],
+) -> None:
+    for p, (share, colour) in enumerate(zip(own.shares, colours, strict=True)):
         if not share:
             continue
         if own.law is not None:
@@ -91,10 +111,10 @@ def _threshold(axis: Axes, own: Series) -> None:
         axis.axvline(own.other, color="0.6", linewidth=0.8, linestyle="-.", zorder=0)
 
 
-def _handles(own: Series) -> list[Line2D]:
+def _handles(own: Series, colours: Sequence[str]) -> list[Line2D]:
     handles = [
         Line2D([], [], color=colour, label=f"$p_2$ = {share:g}")
-        for share, colour in zip(own.shares, COLOURS, strict=False)
+        for share, colour in zip(own.shares, colours, strict=True)
     ]
     grey = dict(color="0.3")
     handles.append(Line2D([], [], marker="o", linestyle="none", label="measured", **grey))
@@ -116,10 +136,12 @@ def caption(own: Series) -> str:
         f"paired over seeds (below; linear up to {_LINEAR:g}). Bars: 95 % intervals, "
         f"{own.error_PRB.shape[1]} seeds."
     )
-    if own.law is not None:
+    if own.law is None:
+        text += " Dotted lines only join the points."
+    else:
         text += (
             f" Lines: Theorem 2 with the measured spectrum and its cross term, penalty "
-            f"{own.penalty:g}."
+            f"{own.penalty:g}; no part of them is fitted to these errors."
         )
     if own.axis == "samples":
         what = "the part that random features can express" if own.law else "c² of the title"

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from collapse_images_figures import caption, drawing, table
+from collapse_images_opening import opening
 from collapse_images_series import AXES, MODELS, Series
 from collapse_images_verdict import (
     distances,
     floors,
-    opening,
     plateaus,
     small_shares,
     training,
@@ -18,7 +18,7 @@ from collapse_images_verdict import (
 )
 from ml_collections import ConfigDict
 
-from lmnoise.report import Figure, Table, mean_and_error, savefig, write_csv
+from lmnoise.report import COLOURS, Figure, Table, mean_and_error, savefig, write_csv
 
 ABOUT = """\
 Labels are one-hot vectors less their mean; the error is squared, summed over classes, on real
@@ -33,12 +33,13 @@ Theorem 2 of arXiv 2410.04840 takes models for random projections of a space of 
 space is spanned by many random ReLU features of training images, whose second moment gives the
 eigenvalues; the coefficients of real labels and of the shift on its eigenfunctions give prior and
 shift; what they leave is label noise. The theorem draws the shift independently of the real law.
-On images it is not: of flips it is an exact multiple of the real labels. Since the fit is linear in
-the labels and a synthetic sample is like any other, what this adds is known too, `2 p2 [bias(M) -
-sum_j M_j s_j theta / (s_j + theta)]` with M the products of both coefficients, and the lines have
-it. Images keep no mean pixel, and labels no mean, so no intercept is fitted; features do have a
-mean, which is one large eigenvalue, learned from the first samples, that carries next to nothing
-of centred labels. Trained networks have no line: the theorem's features do not move."""
+On images it is not: of flips it is an exact multiple of the real labels. What this adds is not in
+the paper and was derived for `lmnoise.theory.collapse` (its argument `cross`, which simulation
+confirms): `2 p2 [bias(M) - sum_j M_j s_j theta / (s_j + theta)]`, with M the products of both
+coefficients and theta the effective ridge; the lines have it. Images keep no mean pixel, and
+labels no mean, so no intercept is fitted; features do have a mean, which is one large eigenvalue,
+learned from the first samples, that carries next to nothing of centred labels. Trained networks
+have no line: the theorem's features do not move."""
 
 
 def blocks(
@@ -52,9 +53,11 @@ def blocks(
     across = [own for own in found if own.axis == "widths"]
     exact = [own for own in found if own.law is not None]
     made: list[Any] = [
-        opening(samples),
-        *("\n".join(lines) for lines in (plateaus(samples), widths(across))),
+        *opening(found),
         ABOUT,
+        "## Floors and widths",
+        plateaus(samples),
+        widths(across),
         _qualities(config, found, teachers),
         "## Theory and measurement",
         THEORY,
@@ -90,7 +93,9 @@ def _training(pair: Sequence[Series]) -> str:
 
 def _figure(config: ConfigDict, pair: Sequence[Series], folder: Path) -> list[Figure]:
     path = folder / f"{pair[0].axis}-{pair[0].model}-{pair[0].images}.png"
-    savefig(drawing(pair, config.theory.longest), path)
+    shares = sorted({s for model in MODELS for axis in AXES for s in config[model][axis].shares})
+    colours = dict(zip(shares, COLOURS, strict=False))
+    savefig(drawing(pair, config.theory.longest, colours), path)
     write_csv(path.with_suffix(".csv"), table(pair))
     return [Figure(path, caption(pair[0]))]
 

@@ -72,7 +72,8 @@ class Series:
     @functools.cached_property
     def plain_PB(self) -> Array:
         """The same without the cross term."""
-        return self.theory(self.size_B, cross=False)
+        # At the sizes of `theory_PB`: one program for both.
+        return self.theory([*self.size_B, _FAR], cross=False)[:, :-1]
 
     @functools.cached_property
     def floor_P(self) -> Array:

@@ -11,7 +11,6 @@ Letters: N images, D features that stand for the kernel, O classes.
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 from collapse_images_features import features, first_layer
@@ -64,12 +63,15 @@ class Law:
 
         Args:
           n: samples, real and synthetic; it, `share` and `width` broadcast.
-          cross: whether to add what the theorem leaves out, see `cross_term`.
+          cross: whether shift and real labels may be correlated; the theorem of the paper has
+            them independent.
         """
         n, share, width = (np.asarray(a, np.float64) for a in (n, share, width))
-        solve = functools.partial(
-            collapse.random_projection,
+        found = collapse.random_projection(
             self.eigenvalues_D,
+            self.real_D / self.eigenvalues_D,
+            self.shift_D / self.eigenvalues_D,
+            cross=self.cross_D / self.eigenvalues_D * cross,
             n_real=(1 - share) * n,
             n_synthetic=share * n,
             noise_real=np.sqrt(self.residual),
@@ -77,41 +79,7 @@ class Law:
             penalty=penalty * width / len(self.eigenvalues_D),
             width=width,
         )
-        prior_D, shift_D, cross_D = (
-            values_D / self.eigenvalues_D for values_D in (self.real_D, self.shift_D, self.cross_D)
-        )
-        found = solve(prior_D, shift_D)
-        total = np.asarray(found.total) + self.residual
-        if not cross:
-            return total
-        nothing_D = np.zeros_like(cross_D)
-        above, below = (
-            np.asarray(solve(np.maximum(sign * cross_D, 0), nothing_D).bias) for sign in (1, -1)
-        )
-        return total + cross_term(
-            self.eigenvalues_D, cross_D, share, np.asarray(found.effective_ridge), above - below
-        )
-
-
-def cross_term(
-    eigenvalues_D: Vector, cross_D: Vector, share: Vector, ridge: Vector, bias: Vector
-) -> Vector:
-    """What a shift adds to the error that is correlated with the real labels' law.
-
-    The theorem draws w2 - w1 independently of w1. The fit is linear in the labels, `f = A1 w1 +
-    A2 w2`, so there is a term `2 E (A w1 - w1)' Sigma A2 (w2 - w1)` with A = A1 + A2; it is
-    linear in the synthetic samples, which are like all others, so A2 counts as p2 A in it. With M
-    the diagonal of the products of w1 and w2 - w1, theta the effective ridge, and `bias(M)` the
-    theorem's bias with M for Gamma, it is
-
-        2 p2 [bias(M) - sum_j M_j s_j theta / (s_j + theta)].
-
-    Args:
-      cross_D: M.
-      ridge, bias: theta and bias(M), of any one shape.
-    """
-    missed = (ridge[..., None] / (eigenvalues_D + ridge[..., None])) @ (cross_D * eigenvalues_D)
-    return 2 * share * (bias - missed)
+        return np.asarray(found.total) + self.residual
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,12 @@
-"""What the study of images has shown, in numbers and in sentences."""
+"""What the study of images has shown, in tables and sentences; `collapse_images_opening` begins."""
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from collapse_images_series import MODELS, Series
 
-from lmnoise.evaluation.powerlaw import Interval
-from lmnoise.report import Estimate, Table, paired_difference
+from lmnoise.evaluation.powerlaw import Bootstrap, Interval
+from lmnoise.report import Estimate, Table, mean_and_error, paired_difference
 
 KIND = {"network": "labels of a weaker network", "flips": "flipped labels"}
 
@@ -16,56 +15,69 @@ def heading(own: Series) -> str:
     return f"{own.images}, {MODELS[own.model]}, {KIND[own.kind]}"
 
 
-def plateaus(several: Sequence[Series]) -> list[str]:
+def risen(own: Series) -> list[float]:
+    """Shares whose error at the largest size is shown to be above that of real labels alone."""
+    return [s for p, s in enumerate(own.shares) if s and own.rise(p, -1).interval[0] > 0]
+
+
+def higher(own: Series, fits: Bootstrap) -> list[float]:
+    """Shares whose fitted floor is shown to be above that of real labels alone."""
+    low_P = fits.floor_rises().low
+    return [share for p, share in enumerate(own.shares) if share and low_P[p] > 0]
+
+
+def last_step(own: Series, p: int) -> Estimate:
+    """Relative change of the error from the largest size but one to the largest."""
+    return mean_and_error(own.error_PRB[p, :, -1] / own.error_PRB[p, :, -2] - 1)
+
+
+def percent(found: Estimate) -> str:
+    return f"{found.mean:+.1%} ± {found.half_width:.1%}"
+
+
+def plateaus(several: Sequence[Series]) -> Table:
     """Whether a share of synthetic labels leaves a floor, for each series over samples."""
-    return [_plateau(own) for own in several]
-
-
-def _plateau(own: Series) -> str:
-    last, n = len(own.size_B) - 1, own.size_B[-1]
-    rises = {share: own.rise(p, last) for p, share in enumerate(own.shares) if share}
-    risen = [share for share, rise in rises.items() if rise.interval[0] > 0]
-    free, shared = (
-        [share for p, share in enumerate(own.shares) if share and rises.low[p] > 0]
-        for rises in (own.free.floor_rises(), own.shared.floor_rises())
+    rows = []
+    for own in several:
+        slope = own.shared.floor_slope(np.square(own.shares))
+        theory = ("", "")
+        if own.law is not None:
+            square_P = np.square(own.shares) - np.square(own.shares).mean()
+            line = own.floor_P @ square_P / (square_P @ square_P)
+            theory = f"{line:.3f}", f"{own.floor_P[-1]:.3f}"
+        rows.append(
+            [
+                heading(own),
+                _list(risen(own)),
+                _list(higher(own, own.free)),
+                _list(higher(own, own.shared)),
+                own.rise(-1, -1).text(3),
+                theory[1],
+                f"{own.floor_quality:.3f}",
+                f"{slope.value:.3f} ± {slope.half_width:.3f}",
+                theory[0],
+            ]
+        )
+    shares = [share for share in several[0].shares if share]
+    count = len(shares) * len(several)
+    header = (
+        "series", "error above at the largest n", "floor above, own exponents",
+        "floor above, one exponent", f"rise at p2 = {several[0].shares[-1]:g}, largest n",
+        "theory, n = ∞", "c²", "slope of floors (one exponent) against p2²", "theory's slope",
+    )  # fmt: skip
+    caption = (
+        f"Of the shares {_list(shares)}, those where the 95 % interval of the difference from real "
+        f"labels alone lies above 0. Each column of shares makes {count} such comparisons, of "
+        f"which {0.025 * count:.1f} would come out by chance if there were no differences; a share "
+        "that is missing is not shown to differ, not shown to be equal. Floors by own exponents "
+        "are the cautious ones: one exponent for curves of different ones makes floors, and "
+        "slopes, of that difference. c² is the part that features can express, for random features."
     )
-    slope = own.shared.floor_slope(np.square(own.shares))
-    expected = f" (c² = {own.quality:.3f})"
-    if own.law is not None:
-        square_P = np.square(own.shares) - np.square(own.shares).mean()
-        line = own.floor_P @ square_P / (square_P @ square_P)
-        expected = f" (theory: {line:.3f}; p2² c² alone: {own.floor_quality:.3f})"
-    largest = len(own.shares) - 1
-    at_end = rises[own.shares[largest]].text(3)
-    text = (
-        f"- {heading(own)}: at n = {n:,} the error is above that of real labels alone for shares "
-        f"{_list(risen)}{_not(own, risen)}; the fitted floor is higher for {_list(free)}"
-        f"{_not(own, free)} where each share has its exponent, and for {_list(shared)}"
-        f"{_not(own, shared)} where all have one. Against p2² the floors of one exponent rise by "
-        f"{_interval(slope)}{expected}. At a share of {own.shares[largest]:g} the rise is "
-        f"{at_end}, {_kept(own, largest):.0%} of what it was at n = {own.size_B[-2]:,}"
-    )
-    if own.law is not None:
-        text += f"; by theory it ends at {own.floor_P[largest]:.3f}"
-    return text + "."
-
-
-def _kept(own: Series, p: int) -> float:
-    """The rise at the largest size over that at the size before."""
-    return own.rise(p, len(own.size_B) - 1).mean / own.rise(p, len(own.size_B) - 2).mean
-
-
-def _not(own: Series, found: Sequence[float]) -> str:
-    missing = [share for share in own.shares if share and share not in found]
-    return f" (not shown for {_list(missing)})" if missing else ""
+    return Table(header, rows, caption)
 
 
 def _list(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values) or "none"
-
-
-def _interval(found: Interval) -> str:
-    return f"{float(found.value):.3f} ± {float(found.half_width):.3f}"
 
 
 def small_shares(several: Sequence[Series]) -> str:
@@ -91,7 +103,6 @@ def floors(own: Series) -> Table:
     free, shared = own.free, own.shared
     edge = free.law.at_edge
     last, rows = len(own.size_B) - 1, []
-    falls = (own.error_PRB[:, :, last] / own.error_PRB[:, :, last - 1]).mean(1) - 1
     for p, share in enumerate(own.shares):
         theory = ("", "")
         if own.law is not None:
@@ -104,10 +115,10 @@ def floors(own: Series) -> Table:
                 own.rise(p, last).text(),
                 *theory,
                 f"{share**2 * own.floor_quality:.4f}",
-                f"{falls[p]:+.1%}",
+                percent(last_step(own, p)),
                 f"{own.accuracy(p, last).mean:.1%}",
                 f"{free.law.exponent[p]:.2f}{' (end of its range)' if edge[p] else ''}",
-                _entry(free.floors(), p),
+                _entry(free.floors(), p) if free.law.floor[p] else "0, its bound",
                 _entry(shared.floor_rises(), p) if share else "",
             ]
         )
@@ -115,7 +126,7 @@ def floors(own: Series) -> Table:
     header = (
         "share p2", f"error at n = {n:,}", "rise over p2 = 0", "rise by theory", "at n = ∞",
         "p2² c²",
-        "last doubling of n changes the error by", "accuracy", "exponent", "floor",
+        f"change from n = {own.size_B[-2]:,}", "accuracy", "exponent", "floor",
         "floor's rise, one exponent for all",
     )  # fmt: skip
     caption = (
@@ -150,7 +161,7 @@ def distances(several: Sequence[Series]) -> Table:
         measured_PB = own.error_PRB.mean(1)
         errors = own.theory_PB / measured_PB - 1
         p, b = np.unravel_index(np.abs(errors).argmax(), errors.shape)
-        rises = [_rises(of, own) for of in (own.theory_PB, own.plain_PB)]
+        rises = [rise_distances(of, own) for of in (own.theory_PB, own.plain_PB)]
         rows.append(
             [
                 f"{own.images}, {KIND[own.kind]}, against {'n' if own.axis == 'samples' else 'm'}",
@@ -158,96 +169,66 @@ def distances(several: Sequence[Series]) -> Table:
                 f"{errors[p, b]:+.1%} at p2 = {own.shares[p]:g}, {own.size_B[b]:,}",
                 f"{np.median(np.abs(rises[0])):.1%}",
                 f"{np.median(np.abs(rises[1])):.1%}",
-                f"{rises[0][-1]:+.1%}",
-                f"{rises[1][-1]:+.1%}",
+                own.rise(-1, -1).text(3),
+                *(f"{of[-1, -1] - of[0, -1]:.3f}" for of in (own.theory_PB, own.plain_PB)),
             ]
         )
     header = (
         "series", "error, median distance", "farthest", "rise, median distance",
-        "the same without the cross term", "rise at the last point", "without the cross term",
+        "the same without the cross term", "rise at the last point", "by theory",
+        "without the cross term",
     )  # fmt: skip
     caption = (
-        "Theory over measurement less 1. Rises are those of all shares above 0 at all sizes, of "
-        "which the smallest are uncertain; the last point is the largest share at the largest n "
-        "or m."
+        "Distances are theory over measurement less 1. Rises are those of all shares above 0 at "
+        "all sizes, of which the smallest are uncertain; the last point is the largest share at "
+        "the largest n or m. The theorem is a limit of many samples and of Gaussian features."
     )
     return Table(header, rows, caption)
 
 
-def _rises(theory_PB: np.ndarray, own: Series) -> np.ndarray:
-    """Relative distances of the rises, the last share and size last."""
+def rise_distances(theory_PB: np.ndarray, own: Series) -> np.ndarray:
+    """Relative distances of a theory's rises, (P - 1) B of them, the last share and size last."""
     measured_PB = own.error_PRB.mean(1)
     ratio = (theory_PB[1:] - theory_PB[:1]) / (measured_PB[1:] - measured_PB[:1])
     return ratio.ravel() - 1
 
 
-def widths(several: Sequence[Series]) -> list[str]:
+def widths(several: Sequence[Series]) -> Table:
     """Whether larger models have more of the collapse, for each series over widths."""
-    return [_width(own) for own in several]
-
-
-def _width(own: Series) -> str:
-    top = len(own.shares) - 1
-    means = [own.rise(top, b).mean for b in range(len(own.size_B))]
-    most = int(np.argmax(means))
-    ends = paired_difference(*(_rise_R(own, top, b) for b in (-1, 0)))
-    text = (
-        f"- {heading(own)}, n = {own.other:,}, share {own.shares[top]:g}: the rise is largest at "
-        f"width {own.size_B[most]:,} ({own.rise(top, most).text(3)}); at the widest model "
-        f"({own.size_B[-1]:,}) it is {own.rise(top, -1).text(3)}, at the narrowest "
-        f"({own.size_B[0]:,}) {own.rise(top, 0).text(3)}: {_sign(ends)}"
-    )
-    beyond = [b for b, size in enumerate(own.size_B) if size >= own.other]
-    if own.model == "features" and len(beyond) > 1:
-        after = paired_difference(*(_rise_R(own, top, b) for b in (-1, beyond[0])))
-        text += (
-            f". Beyond the threshold m = n, from {own.size_B[beyond[0]]:,} to "
-            f"{own.size_B[-1]:,}, it changes by {after.text(3)}"
+    rows = []
+    for own in several:
+        means_B = [own.rise(-1, b).mean for b in range(len(own.size_B))]
+        peak, law = "", own.law is not None
+        if law:
+            middle = min(range(len(own.size_B)), key=lambda b: abs(own.size_B[b] - own.other))
+            peak = f"{own.rise(-1, middle).text(3)} (m = {own.size_B[middle]:,})"
+        rows.append(
+            [
+                heading(own),
+                f"{own.other:,}",
+                f"{own.rise(-1, 0).text(3)} (m = {own.size_B[0]:,})",
+                peak,
+                f"{own.rise(-1, -1).text(3)} (m = {own.size_B[-1]:,})",
+                widened(own).text(3),
+                f"{own.size_B[int(np.argmax(means_B))]:,}",
+                f"{own.size_B[int((own.theory_PB[-1] - own.theory_PB[0]).argmax())]:,}"
+                if law
+                else "",
+            ]
         )
-    if own.law is not None:
-        rise_B = own.theory_PB[top] - own.theory_PB[0]
-        text += f"; by theory it is largest at {own.size_B[int(rise_B.argmax())]:,}"
-    return text + "."
-
-
-def _rise_R(own: Series, p: int, b: int) -> np.ndarray:
-    return own.error_PRB[p, :, b] - own.error_PRB[0, :, b]
-
-
-def _sign(difference: Estimate) -> str:
-    low, high = difference.interval
-    if low > 0:
-        return f"larger by {difference.text(3)}, so the larger model has more of it"
-    if high < 0:
-        return f"smaller by {-difference.mean:.3f} ± {difference.half_width:.3f}"
-    return f"a difference is not shown ({difference.text(3)})"
-
-
-def opening(samples: Sequence[Series]) -> str:
-    """What was seen at the largest size, counted over all series."""
-    shares = [share for share in samples[0].shares if share]
-    counted = []
-    for share in shares:
-        risen = free = shared = 0
-        for own in samples:
-            p = own.shares.index(share)
-            risen += own.rise(p, -1).interval[0] > 0
-            free += bool(own.free.floor_rises().low[p] > 0)
-            shared += bool(own.shared.floor_rises().low[p] > 0)
-        counted.append(f"{share:g}: {risen}, {free}, {shared}")
-    total = len(samples)
-    lines = "; ".join(counted)
-    grown = [_grows(own) for own in samples]
-    return (
-        f"Of {total} series (images x model x kind of labels), the number in which the error at "
-        "the largest n is shown to be above that of real labels alone, in which the fitted floor "
-        "is shown to be higher where each share has its exponent, and where all shares have one, "
-        f"by share p2: {lines}. One exponent for curves of different ones makes floors of their "
-        "difference; see the tables for the exponents. Mean errors at the largest n rise "
-        f"with every step of the share in {sum(grown)} of {total}."
+    header = (
+        "series", "n", "rise, narrowest", "rise, m nearest n", "rise, widest",
+        "widest less narrowest", "largest at m", "largest at m by theory",
+    )  # fmt: skip
+    caption = (
+        f"Rise of the error over real labels alone at a share of {several[0].shares[-1]:g}; below "
+        "0 the synthetic labels make better models than real ones do at this n. Differences are "
+        "paired over seeds."
     )
+    return Table(header, rows, caption)
 
 
-def _grows(own: Series) -> bool:
-    last_P = own.error_PRB[:, :, -1].mean(1)
-    return all(a < b for a, b in itertools.pairwise(last_P))
+def widened(own: Series) -> Estimate:
+    """The rise of the widest model at the largest share less that of the narrowest."""
+    rise_RB = own.error_PRB[-1] - own.error_PRB[0]
+    return paired_difference(rise_RB[:, -1], rise_RB[:, 0])
