@@ -7,9 +7,10 @@ Command:
 Cost: `laptop` about 21 minutes on two quiet cores, added up from measured parts: the main grid 7,
 generators and their text 1.5, depth and width 3.5, weights 3, relabelling 2, generations 3, the
 rest compilation. `gpu` has not been run.
-Expected, after a reduced run up to 0.5M tokens: rows of synthetic text cost what the real rows that
-they displace would have gained, more than p2^2 c^2; at p2 = 1 the cost is near c^2 and the curve
-flatter than that of real text, not yet flat; a floor is an extrapolation that depends on the fit.
+Expected: no plateau in these sizes, but the curve of synthetic text alone is flatter and its fitted
+floor above what real text alone reaches. The power law misses the curves of mostly real text, so
+that growth of the floor with p2 is not shown by fits. From p2 = 0.2 on synthetic rows cost more
+than what the real rows that they displace would have gained, and more than p2^2 c^2.
 
 The sections of lmnoise.config are those of the students: `members.rate` holds the shares of
 synthetic rows, `members.duration` the training sizes as shares of `train.steps`.

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure as MatplotlibFigure
 from ml_collections import ConfigDict
 
 from lmnoise.analyze.mixtures import Curves, train_mixtures
+from lmnoise.assemble import model_config
 from lmnoise.errors import UserError
 from lmnoise.evaluation.inflection import slopes
 from lmnoise.report import (
@@ -64,6 +65,11 @@ def check(config: ConfigDict) -> None:
             "config.sizes.models has the model of config.model, which is compared without that: "
             "leave it out"
         )
+    for layers, width in section.models:
+        try:
+            model_config(student_config(config, model=dict(layers=layers, width=width)), tokens=1)
+        except UserError as error:
+            raise UserError(f"config.sizes.models, {(layers, width)}: {error}") from error
 
 
 def run(config: ConfigDict, workdir: Path, study: Study) -> list[Size]:
@@ -110,13 +116,11 @@ def series(sizes: Sequence[Size], config: ConfigDict) -> dict[str, list[Size]]:
     }
 
 
-def growth(sizes: Sequence[Size], what: str) -> list[Estimate]:
-    """By how much the excess rises by doubling of the width or depth, by training size."""
+def growth(sizes: Sequence[Size], what: str, values_MRB: Sequence[Array]) -> list[Estimate]:
+    """By how much values of M sizes rise by doubling of the width or depth, by training size."""
     axis = np.array([size.width if what == "width" else size.layers for size in sizes], float)
-    excess_MRB = np.stack([size.excess_RB for size in sizes])
-    return [
-        mean_and_error(slopes(axis, excess_MR.T)) for excess_MR in np.moveaxis(excess_MRB, 2, 0)
-    ]
+    values_BMR = np.moveaxis(np.stack(values_MRB), 2, 0)
+    return [mean_and_error(slopes(axis, values_MR.T)) for values_MR in values_BMR]
 
 
 def seen(sizes: Sequence[Size], config: ConfigDict) -> list[str]:
@@ -127,11 +131,16 @@ def seen(sizes: Sequence[Size], config: ConfigDict) -> list[str]:
             continue
         values = [size.width if what == "width" else size.layers for size in own]
         found = ", ".join(
-            f"{rise.text(3)} after {tokens:,.0f} tokens "
-            f"({told(rise, 'larger models amplify it', 'larger models lessen it')})"
-            for tokens, rise in zip(own[0].tokens_B, growth(own, what), strict=True)
+            f"{rise.text(3)} after {tokens:,.0f} tokens ({told(rise, 'grows', 'shrinks')})"
+            for tokens, rise in zip(
+                own[0].tokens_B, growth(own, what, [s.excess_RB for s in own]), strict=True
+            )
         )
-        parts.append(f"of the {what} ({values[0]} to {values[-1]}) by {found}")
+        itself = growth(own, what, [s.real_RB + s.excess_RB for s in own])[-1]
+        parts.append(
+            f"of the {what} ({values[0]} to {values[-1]}) by {found}, where the loss itself of "
+            f"synthetic text alone changes by {itself.text(3)}"
+        )
     return [
         "- Larger models: what synthetic text alone costs over real text alone changes with each "
         f"doubling {'; '.join(parts)}."

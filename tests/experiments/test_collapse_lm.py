@@ -179,7 +179,7 @@ def test_the_excess_of_a_size_is_paired_at_the_sizes_chosen():
     np.testing.assert_allclose(size.excess_RB, 0.4, atol=0.02)
 
 
-def test_larger_models_amplify_where_the_excess_grows():
+def test_larger_models_have_the_excess_that_is_planted():
     config = CONFIGS.get_config("laptop")
     rng = np.random.default_rng(0)
 
@@ -191,10 +191,12 @@ def test_larger_models_amplify_where_the_excess_grows():
     [text] = sizes.seen(models, config)
     width, depth = text.split("; ")
     assert "of the width (16 to 64) by 0.09" in width
-    assert "larger models amplify it" in width
+    assert "(grows)" in width
     assert "of the depth (1 to 4) by -0.0" in depth
-    assert "larger models lessen it" in depth
-    [growth] = sizes.growth(sizes.series(models, config)["width"], "width")
+    assert "(shrinks)" in depth
+    assert "synthetic text alone changes by 0.099" in width
+    own = sizes.series(models, config)["width"]
+    [growth] = sizes.growth(own, "width", [size.excess_RB for size in own])
     assert growth.mean == pytest.approx(0.1, abs=3e-3)
 
 
@@ -227,6 +229,7 @@ def small(preset, text):
         ({"members": {"seed": (0, 10**6)}}, "must lie below 1000000"),
         ({"sizes": {"duration": (0.3,)}}, "config.sizes.duration has 0.3"),
         ({"sizes": {"models": ((2, 32),)}}, "has the model of config.model"),
+        ({"sizes": {"models": ((2, 33),)}}, r"config.sizes.models, \(2, 33\): config.model: width"),
     ],
 )
 def test_a_config_that_cannot_be_studied_is_refused(change, words):
