@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from collapse_lm_figures import short
 from collapse_lm_runs import FIRST, Array, Study, source, student_config
 from collapse_lm_verdict import told
 from matplotlib.axes import Axes
@@ -287,5 +288,5 @@ def _predicted(ax: Axes, result: Weighted, expected_WB: Array) -> None:
         ax.plot(result.tokens_B, expected_WB[w], "--", marker=".", color=COLOURS[w - 1])
     ax.axhline(0, color="0.45", linewidth=1)
     ax.set_xscale("log")
-    ax.set_xticks(result.tokens_B, [f"{tokens / 1e3:,.0f}k" for tokens in result.tokens_B])
+    ax.set_xticks(result.tokens_B, [short(tokens) for tokens in result.tokens_B])
     ax.minorticks_off()
