@@ -9,8 +9,9 @@ generators and their text 1.5, depth and width 3.5, weights 3, relabelling 2, ge
 rest compilation. `gpu` has not been run.
 Expected: no plateau in these sizes, but the curve of synthetic text alone is flatter and its fitted
 floor above what real text alone reaches. The power law misses the curves of mostly real text, so
-that growth of the floor with p2 is not shown by fits. From p2 = 0.2 on synthetic rows cost more
-than what the real rows that they displace would have gained, and more than p2^2 c^2.
+that growth of the floor with p2 is not shown by fits. Added to the real
+part, synthetic rows help models of few tokens and, from p2 = 0.2 on, harm those of most; in place
+of real ones they cost more than p2^2 c^2.
 
 The sections of lmnoise.config are those of the students: `members.rate` holds the shares of
 synthetic rows, `members.duration` the training sizes as shares of `train.steps`.

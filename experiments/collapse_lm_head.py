@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from collapse_lm_verdict import Grid, direction, shown_from
+from collapse_lm_verdict import Grid, direction, shown_from, told
 from ml_collections import ConfigDict
 
 from lmnoise.analyze.laws import at_end, estimates
@@ -35,6 +35,7 @@ def head(grid: Grid, config: ConfigDict, others: Sequence[str]) -> list[str]:
         reached_sentence(grid),
         rise_sentence(grid),
         theory_sentence(grid),
+        added_sentence(grid, int(np.flatnonzero(grid.mixed_P)[-1])),
         quality_sentence(grid),
     ]
     return [scale, "\n".join([*(f"- {sentence}" for sentence in sentences), *others])]
@@ -139,6 +140,18 @@ def theory_sentence(grid: Grid) -> str:
         "most that an unrestricted model pays for not knowing the kind of a row is exceeded at "
         f"{exceeded(shares, grid.beyond_bounds)}."
     )
+
+
+def added_sentence(grid: Grid, p: int) -> str:
+    """At every size, whether synthetic rows that are added to the real part of a share help."""
+    said = "; ".join(
+        f"{e.text(3)} at {tokens:,.0f} ({told(e, 'worse', 'better')})"
+        for e, tokens in zip(
+            map(mean_and_error, grid.curves.added_PRB[p].T), grid.curves.tokens_B, strict=True
+        )
+        if np.isfinite(e.mean)
+    )
+    return f"Loss less that of the real part alone at p2 = {grid.shares_P[p]:g}, by tokens: {said}."
 
 
 def quality_sentence(grid: Grid) -> str:

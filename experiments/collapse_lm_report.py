@@ -4,8 +4,8 @@ from pathlib import Path
 
 import collapse_lm_figures as figures
 import numpy as np
-from collapse_lm_head import agreement, exceeded, mixed, named
-from collapse_lm_verdict import Grid, direction, shown_from, told
+from collapse_lm_head import added_sentence, agreement, exceeded, mixed, named
+from collapse_lm_verdict import Grid, direction, shown_from
 from ml_collections import ConfigDict
 
 from lmnoise.analyze.laws import at_end, estimates
@@ -111,25 +111,11 @@ def _rise_chapter(grid: Grid, folder: Path) -> list[str | Table | Figure]:
         "ones: a model that makes nothing of them ends where the real part alone does, the curve "
         "of p2 = 0 at (1 - p2) n tokens, read between the sizes by a monotone cubic (which may "
         "read 0.001 nats too little); the bound comes on top of that.",
-        added_list(grid),
+        "\n".join(f"- {added_sentence(grid, int(p))}" for p in np.flatnonzero(grid.mixed_P)),
         f"At p2 = 1 regression says c², and the rise less c² is {grid.beyond_squares[-1].text(3)}.",
         _figure("rises", grid, folder, f"The rise at the largest size by share. {BARS}"),
         table,
     ]
-
-
-def added_list(grid: Grid) -> str:
-    """At every size, whether synthetic rows that are added to the real part help, by share."""
-    lines = []
-    for p in np.flatnonzero(grid.mixed_P):
-        found = [mean_and_error(x_R) for x_R in grid.curves.added_PRB[p].T]
-        said = "; ".join(
-            f"{e.text(3)} at {figures.short(tokens)} ({told(e, 'worse', 'better')})"
-            for e, tokens in zip(found, grid.curves.tokens_B, strict=True)
-            if np.isfinite(e.mean)
-        )
-        lines.append(f"- Less the real part alone, at p2 = {grid.shares_P[p]:g}: {said}.")
-    return "\n".join(lines)
 
 
 def _figure(name: str, grid: Grid, folder: Path, caption: str) -> Figure:
