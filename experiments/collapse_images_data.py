@@ -18,7 +18,7 @@ from lmnoise.errors import UserError
 
 type Array = NDArray[np.float32]
 
-KINDS = {"network": "labels of a weaker network", "flips": "labels of which a share is wrong"}
+KINDS = {"network": "labels of a weaker network", "flips": "flipped labels"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,11 +22,15 @@ def first_layer(model: TwoLayerRelu, seed: int) -> jax.Array:
     return model.init(keys.fold(jax.random.key(seed), "random features"))["hidden"]
 
 
-def features(
-    model: TwoLayerRelu, hidden_KP: jax.Array, x_NP: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def features(hidden_KP: jax.Array, x_NP: NDArray[np.float32]) -> NDArray[np.float32]:
     """`relu(W x) / sqrt(K)` (N, K)."""
-    return np.asarray(jax.jit(model.features)({"hidden": hidden_KP}, jnp.asarray(x_NP)))
+    return np.asarray(_features(hidden_KP, jnp.asarray(x_NP)))
+
+
+@jax.jit
+def _features(hidden_KP: jax.Array, x_NP: jax.Array) -> jax.Array:
+    width, inputs = hidden_KP.shape
+    return TwoLayerRelu(inputs, width, 1).features({"hidden": hidden_KP}, x_NP)
 
 
 def nested_fits(z_NK: NDArray, labels: Mapping[int, NDArray], penalty: float) -> dict[int, Matrix]:

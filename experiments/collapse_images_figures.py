@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from collapse_chapter import log_scale
+from collapse_images_data import KINDS
 from collapse_images_series import AXES, MODELS, Series
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +13,6 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from lmnoise.report import Table, style
 
-TITLES = {"network": "labels of a weaker network", "flips": "flipped labels"}
 # Rises, which may be below 0, are drawn on a linear scale between minus this and this.
 _LINEAR = 1e-3
 
@@ -34,7 +34,7 @@ def drawing(pair: Sequence[Series], longest: int, colours: Mapping[float, str]) 
             own_colours = [colours[share] for share in own.shares]
             _errors(column[0], own, grid, theory_PG, own_colours)
             _rises(column[1], own, grid, theory_PG, own_colours)
-            column[0].set_title(f"{TITLES[own.kind]}, $c^2$ = {own.quality:.2g}")
+            column[0].set_title(f"{KINDS[own.kind]}, $c^2$ = {own.quality:.2g}")
             for axis in column:
                 _threshold(axis, own)
                 axis.set_xscale("log")

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from collapse_images_data import KINDS
 from collapse_images_series import MODELS, Series
-from collapse_images_verdict import KIND, higher, last_step, rise_distances, widened
+from collapse_images_verdict import higher, last_step, rise_distances, widened
 
 
 def opening(found: Sequence[Series]) -> list[str]:
@@ -21,7 +22,7 @@ def opening(found: Sequence[Series]) -> list[str]:
     groups = [
         [own for own in samples if (own.model, own.kind) == (model, kind)]
         for model in MODELS
-        for kind in KIND
+        for kind in KINDS
     ]
     last = "\n".join([*map(_group, groups), _widths(across), _theory(found)])
     return [lead, last]
@@ -32,7 +33,7 @@ def _group(several: Sequence[Series]) -> str:
     first = several[0]
     onsets = [_onset(own.shares, higher(own, own.free)) for own in several]
     shown = [share for share in onsets if share is not None]
-    text = f"- {MODELS[first.model].capitalize()}, {KIND[first.kind]}: "
+    text = f"- {MODELS[first.model].capitalize()}, {KINDS[first.kind]}: "
     if shown:
         text += f"a floor in {len(shown)} of {len(several)}, from a share of {_span(shown)} on"
     else:
@@ -75,7 +76,7 @@ def _widths(across: Sequence[Series]) -> str:
             f"{count(some, lambda own: widened(own).interval[1] < 0)}"
         )
 
-    weak, flips = ([own for own in across if own.kind == kind] for kind in KIND)
+    weak, flips = ([own for own in across if own.kind == kind] for kind in KINDS)
     peaks = [own.size_B[int((own.error_PRB[-1] - own.error_PRB[0]).mean(0).argmax())] / own.other
              for own in flips if own.law is not None]  # fmt: skip
     few = " and ".join(f"{n:,}" for n in sorted({own.other for own in across}))

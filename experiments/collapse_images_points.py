@@ -222,7 +222,7 @@ def _random_features(made: Made, seed: int, width: int, n: int) -> list[Array]:
     model = TwoLayerRelu(own.train_NP.shape[1], width, own.classes)
     hidden_KP = first_layer(model, seed)
     rows = made.pools[seed].rows(n)
-    return [features(model, hidden_KP, x_NP) for x_NP in (own.test_NP, own.train_NP[rows])]
+    return [features(hidden_KP, x_NP) for x_NP in (own.test_NP, own.train_NP[rows])]
 
 
 def network_points(made: Made, workdir: Path, axis: str) -> dict[int, dict[str, Any]]:

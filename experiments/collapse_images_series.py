@@ -26,6 +26,8 @@ AXES = {"samples": "images n", "widths": "width m"}
 
 # Images at which the theory does not fall any more.
 _FAR = 1e8
+# Sizes are filled up to multiples of this many, for which the theory is compiled once.
+_AT_ONCE = 160
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,9 +62,10 @@ class Series:
 
     def theory(self, size_B: ArrayLike, *, cross: bool = True) -> Array:
         """The theorem's errors (P, B) at any sizes; `self.law` must be there."""
-        size_1B, share_P1 = np.asarray(size_B)[None], np.asarray(self.shares)[:, None]
+        size_B, share_P1 = np.asarray(size_B), np.asarray(self.shares)[:, None]
+        size_1B = np.pad(size_B, (0, -len(size_B) % _AT_ONCE), "edge")[None]
         n, m = (size_1B, self.other) if self.axis == "samples" else (self.other, size_1B)
-        return self.law.error(n, share_P1, m, self.penalty, cross=cross)
+        return self.law.error(n, share_P1, m, self.penalty, cross=cross)[:, : len(size_B)]
 
     @functools.cached_property
     def theory_PB(self) -> Array:
@@ -72,8 +75,7 @@ class Series:
     @functools.cached_property
     def plain_PB(self) -> Array:
         """The same without the cross term."""
-        # At the sizes of `theory_PB`: one program for both.
-        return self.theory([*self.size_B, _FAR], cross=False)[:, :-1]
+        return self.theory(self.size_B, cross=False)
 
     @functools.cached_property
     def floor_P(self) -> Array:

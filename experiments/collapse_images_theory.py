@@ -102,7 +102,7 @@ class Basis:
 def basis(x_NP: NDArray[np.float32], size: int, seed: int) -> Basis:
     """The eigenfunctions of `size` random features."""
     model = TwoLayerRelu(x_NP.shape[1], size, 1)
-    z_ND = features(model, first_layer(model, seed), x_NP)
+    z_ND = features(first_layer(model, seed), x_NP)
     moment_DD = sum(part.T @ part for part in map(np.float64, np.array_split(z_ND, 8)))
     values_D, vectors_DD = np.linalg.eigh(moment_DD / len(z_ND))
     kept = np.flatnonzero(values_D > _SMALLEST * values_D[-1])[::-1]

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 
 import numpy as np
+from collapse_images_data import KINDS
 from collapse_images_series import MODELS, Series
 
 from lmnoise.evaluation.powerlaw import Bootstrap, Interval
 from lmnoise.report import Estimate, Table, mean_and_error, paired_difference
 
-KIND = {"network": "labels of a weaker network", "flips": "flipped labels"}
-
 
 def heading(own: Series) -> str:
-    return f"{own.images}, {MODELS[own.model]}, {KIND[own.kind]}"
+    return f"{own.images}, {MODELS[own.model]}, {KINDS[own.kind]}"
 
 
 def risen(own: Series) -> list[float]:
@@ -87,7 +86,7 @@ def small_shares(several: Sequence[Series]) -> str:
         square = own.shares[1] ** 2 * own.floor_quality
         above.append(own.rise(1, -1).interval[0] > square)
         parts.append(
-            f"{own.images}, {KIND[own.kind]}: {own.rise(1, -1).text(5)} measured at n = "
+            f"{own.images}, {KINDS[own.kind]}: {own.rise(1, -1).text(5)} measured at n = "
             f"{own.size_B[-1]:,}, {own.floor_P[1]:.5f} by theory at n = ∞, {square:.5f} by p2² c²"
         )
     return (
@@ -145,9 +144,7 @@ def training(own: Series) -> str:
         f"= {own.shares[p]:g}"
         for p in (0, -1)
     )
-    return (
-        f"{KIND[own.kind]}: the mean loss on the own labels at the end of training goes from {ends}"
-    )
+    return f"{KINDS[own.kind]}: the mean loss on the own labels at the end of training goes from {ends}"
 
 
 def _entry(found: Interval, p: int) -> str:
@@ -164,7 +161,7 @@ def distances(several: Sequence[Series]) -> Table:
         rises = [rise_distances(of, own) for of in (own.theory_PB, own.plain_PB)]
         rows.append(
             [
-                f"{own.images}, {KIND[own.kind]}, against {'n' if own.axis == 'samples' else 'm'}",
+                f"{own.images}, {KINDS[own.kind]}, against {'n' if own.axis == 'samples' else 'm'}",
                 f"{np.median(np.abs(errors)):.1%}",
                 f"{errors[p, b]:+.1%} at p2 = {own.shares[p]:g}, {own.size_B[b]:,}",
                 f"{np.median(np.abs(rises[0])):.1%}",

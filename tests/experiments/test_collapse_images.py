@@ -114,7 +114,7 @@ def test_a_network_with_a_frozen_first_layer_is_trained_to_the_exact_fit():
         model, optimizer, given, seed_R=seed_R, learning_rate_R=jnp.array([0.2])
     )
     np.testing.assert_array_equal(params["hidden"], start["hidden"])
-    z_NK = exact.features(model, params["hidden"][0], x_NP)
+    z_NK = exact.features(params["hidden"][0], x_NP)
     assert z_NK.min() == 0
     np.testing.assert_allclose(
         params["head"][0].T, exact.nested_fits(z_NK, {40: y_NO}, penalty)[40], atol=1e-4
