@@ -7,10 +7,11 @@ Command:
 Cost: `laptop` 20 minutes on two cores that others kept busy; stored points make a report in 15
 seconds. `gpu`: not yet run.
 Expected (see experiments/results/collapse-images-laptop): with random features the plateau shows
-and grows with the share in all four cases, and Theorem 2 with the correlation of shift and labels has the rise of all
-synthetic labels at the largest n within 7 % (as printed up to 41 % too low); small shares
-cost more than p2^2 c^2. Trained networks on a weaker network's labels alone stop at its error;
-flipped labels still let their error fall at the largest n, so that no floor shows.
+and grows with the share in all four cases, and Theorem 2 with the correlation of shift and real
+labels has the rise of all synthetic labels at the largest n within 7 % (as printed it is up to
+41 % too low); small shares cost more than p2^2 c^2. Trained networks on a weaker network's labels
+alone stop at its error; flipped labels still let their error fall at the largest n, so that no
+floor shows.
 """
 
 from ml_collections import ConfigDict

@@ -49,7 +49,7 @@ def drawing(pair: Sequence[Series], longest: int, colours: Mapping[float, str]) 
         figure.legend(
             handles=_handles(pair[0], own_colours),
             loc="outside lower center",
-            ncols=6,
+            ncols=7 if own.axis == "widths" else 6,
             fontsize=8.5,
         )
     return figure

@@ -72,8 +72,8 @@ def _widths(across: Sequence[Series]) -> str:
     def text(some: Sequence[Series]) -> str:
         ends = (_span([own.rise(-1, b).mean for own in some], ".3f") for b in (0, -1))
         return "{} at the narrowest model and {} at the widest, ".format(*ends) + (
-            f"more in {count(some, lambda own: widened(own).interval[0] > 0)} and less in "
-            f"{count(some, lambda own: widened(own).interval[1] < 0)}"
+            f"shown to be more in {count(some, lambda own: widened(own).interval[0] > 0)} and "
+            f"less in {count(some, lambda own: widened(own).interval[1] < 0)}"
         )
 
     weak, flips = ([own for own in across if own.kind == kind] for kind in KINDS)
@@ -104,10 +104,10 @@ def _theory(found: Sequence[Series]) -> str:
                 for own in samples)  # fmt: skip
     return (
         f"- Theory, which exists for random features alone: over n its errors are within "
-        f"{error_n:.0%} of all measured ones, and at the largest n and share its rise is off by "
+        f"{error_n:.1%} of all measured ones, and at the largest n and share its rise is off by "
         f"{_span(with_, '+.0%')} with the correlation of shift and real labels, by "
         f"{_span(without, '+.0%')} as the theorem is printed; over widths its errors are off by up "
-        f"to {error_m:.0%}. A share of {samples[0].shares[1]:g} costs more than p2² c² in {above} "
+        f"to {error_m:.1%}. A share of {samples[0].shares[1]:g} costs more than p2² c² in {above} "
         f"of {len(samples)}."
     )
 

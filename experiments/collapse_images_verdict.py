@@ -144,7 +144,7 @@ def training(own: Series) -> str:
         f"= {own.shares[p]:g}"
         for p in (0, -1)
     )
-    return f"{KINDS[own.kind]}: the mean loss on the own labels at the end of training goes from {ends}"
+    return f"{KINDS[own.kind]}: the mean loss on the own labels at the end goes from {ends}"
 
 
 def _entry(found: Interval, p: int) -> str:
