@@ -19,33 +19,16 @@ synthetic rows, `members.duration` the training sizes as shares of `train.steps`
 
 from ml_collections import ConfigDict
 
-from lmnoise.config import default_config, preset
+from lmnoise.analyze import synthetic_presets
+from lmnoise.config import preset
 
 
 def laptop() -> ConfigDict:
     """66,000 parameters, five sizes up to 2.1M tokens of speeches, three seeds."""
-    config = default_config()
-    config.data.update(
-        dict(source="sotu", tokenizer="bpe:512@sotu", length=64, evaluate=("sotu",),
-             evaluate_windows=512)
-    )  # fmt: skip
-    # Untied, and Llama's blocks: other small models learn what follows what late and at a time that
-    # depends on the seed, a steep part that no power law has.
-    config.model.update(dict(family="llama", layers=2, width=32, heads=2, tied=False))
-    config.members.update(
-        dict(
-            seed=(0, 1, 2),
-            kind=("stream",),
-            rate=(0.0, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0),
-            learning_rate=(4e-3,),
-            duration=tuple(2.0**-k for k in reversed(range(5))),
-        )
-    )
-    config.optimizer.warmup_fraction = 0.05
-    config.train.update(
-        dict(steps=4096, batch_size=8, log_every=512, checkpoint_every=1024, keep=1,
-             steps_per_dispatch=16)
-    )  # fmt: skip
+    config = synthetic_presets.tiny()  # the drift check asks the same of a user's two corpora
+    config.data.update(dict(source="sotu", tokenizer="bpe:512@sotu", evaluate=("sotu",)))
+    config.members.duration = tuple(2.0**-k for k in reversed(range(5)))
+    config.train.update(dict(steps=4096, checkpoint_every=1024))
     with config.unlocked():
         # Trained on real text alone, with seeds of its own.
         config.generator = dict(steps=1024, learning_rate=4e-3)
@@ -54,7 +37,6 @@ def laptop() -> ConfigDict:
             length=512, shortest=1, temperature=1.0, top_p=1.0, prompt_tokens=1, batch_size=256,
             keep=1.0, repetition=1.0,
         )  # fmt: skip
-        config.fits = dict(draws=1000, seed=0)  # of the bootstrap over seeds
         # (layers, width) beside the model's own, each with shares 0 and 1.
         config.sizes = dict(models=((2, 16), (2, 64), (1, 32), (4, 32)), duration=(0.125, 0.5))
         # Of synthetic rows, and sizes, of the main grid. Regression beside: D/n at the smallest

@@ -14,7 +14,8 @@ def tiny() -> ConfigDict:
     config.data.update(
         dict(source="", tokenizer=f"bpe:512@{REAL}", length=64, evaluate=(), evaluate_windows=512)
     )
-    # Blocks whose curves have no late steep part, which depends on the seed and fits no power law.
+    # Untied, and Llama's blocks: other small models learn what follows what late and at a time that
+    # depends on the seed, a steep part that no power law has.
     config.model.update(dict(family="llama", layers=2, width=32, heads=2, tied=False))
     config.members.update(
         dict(
