@@ -5,11 +5,11 @@
 The first word is the analysis: language, perturb, regions, parameters or finetune; or features,
 which writes those of labelled texts as .npz files; or synthetic, which opens no checkpoint and
 says what a share of one corpus costs models that are trained on another (`--size`, see
-`lmnoise.analyze.synthetic`). `--checkpoint` is a ready-made name, a Hugging
-Face folder, a .gguf file or a run of ours (see `lmnoise.checkpoints.open_checkpoint`), and for
-features also minilm; given several times, or as the folder of a run's checkpoints, it is a series,
-and the curves run along it. Results are stored one by one in `--workdir`: the same command goes on
-after a stop or a kill.
+`lmnoise.analyze.synthetic`). `--checkpoint` is a ready-made name, a Hugging Face folder, a .gguf
+file or a run of ours (see `lmnoise.checkpoints.open_checkpoint`), and for features also minilm;
+given several times, or as the folder of a run's checkpoints, it is a series, and the curves run
+along it. Results are stored one by one in `--workdir`: the same command goes on after a stop or a
+kill.
 """
 
 import dataclasses

@@ -280,8 +280,6 @@ def test_the_first_word_is_the_analysis():
         [sys.executable, "-m", "lmnoise.analyze", "regoins"], capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert (
-        "one of language, perturb, regions, parameters, finetune, features, not 'regoins'"
-        in done.stderr
-    )
+    known = "language, perturb, regions, parameters, finetune, features, synthetic"
+    assert f"one of {known}, not 'regoins'" in done.stderr
     assert "Traceback" not in done.stderr
