@@ -9,9 +9,9 @@ Command:
 Cost: `laptop` 40 seconds on two quiet cores with the model of configs/lm.py. `gpu` and `pod` have
 not been run; `pod` is one process a host, see tpu/.
 Expected: `laptop` writes 7,932 documents, nearly all cut at 128 tokens, since few speeches end
-within them. A quarter of them are read again as the very tokens that were written, and 43 hold bytes that
-are no text (U+FFFD); of a model that has trained for 200 steps alone, half do. `counts` in
-generator.json has the numbers.
+within them. A quarter of them are read again as the very tokens that were written, and 43 hold
+bytes that are no text (U+FFFD); of a model that has trained for 200 steps alone, half do. `counts`
+in generator.json has the numbers.
 """
 
 from ml_collections import ConfigDict
