@@ -4,9 +4,8 @@ Command:
     python experiments/collapse_lm.py --config=configs/collapse_lm.py:laptop \\
         --workdir=runs/collapse-lm
 
-Cost: `laptop` about 21 minutes on two quiet cores, added up from measured parts: the main grid 7,
-generators and their text 1.5, depth and width 3.5, weights 3, relabelling 2, generations 3, the
-rest compilation. `gpu` has not been run.
+Cost: `laptop` 19 minutes on two quiet cores, 26 of CPU time, with most programs compiled before;
+compiling them takes a minute or two more. `gpu` has not been run.
 Expected: no plateau in these sizes, but the curve of synthetic text alone is flatter and its fitted
 floor above what real text alone reaches. The power law misses the curves of mostly real text, so
 that growth of the floor with p2 is not shown by fits. Added to the real
