@@ -9,9 +9,9 @@ corpora: a folder of .txt, .jsonl or .parquet files, or any name of `python -m l
 they become the keys `data.source` and `noise.source`, and `{real}` in `data.tokenizer` is
 `--real`. `members.rate` holds the shares, `members.duration` the sizes as shares of `train.steps`.
 
-Cost: `tiny` trains 41 million tokens, 3 minutes and 11 seconds on two cores. `small` (165 million tokens of 0.5M parameters) is estimated
-at an hour or two, `gpu` (5.3 billion tokens of 12M parameters) at a few hours of one GPU of 80 GB;
-these two have not been run whole.
+Cost: `tiny` trains 41 million tokens, 3 minutes and 11 seconds on two cores. `small` (165 million
+tokens of 0.5M parameters) is estimated at an hour or two, `gpu` (5.3 billion tokens of 12M
+parameters) at a few hours of one GPU of 80 GB; these two have not been run whole.
 Expected: a cost that grows with the share. With too few seeds, or sizes at which the models have
 not yet learned to use the context, the intervals are wide and the report says that nothing is
 shown.
